@@ -1,0 +1,34 @@
+/*
+ * AWS credentials.
+ *
+ * What it is for: an immutable, counted snapshot of one set of credentials, so that a request signs with one consistent set
+ * while another thread puts newer ones in place.
+ * Ownership: acquire/release; the strings live as long as the snapshot and are wiped when it goes.
+ * Thread: any (atomic count).
+ * Failure: NULL when memory is short.
+ */
+#ifndef DTQ_CREDS_H
+#define DTQ_CREDS_H
+
+#include <stdint.h>
+
+#include "dtq_attr.h"
+#include "dtq_error.h"
+
+struct dtq_creds {
+    const char *access_key_id;
+    const char *secret_access_key;
+    const char *session_token; /* NULL when there is none */
+    int64_t expires_at_s;      /* wall clock, seconds since 1970; 0 = never */
+    /* own */
+    int references;
+};
+
+struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_access_key, const char *session_token, int64_t expires_at_s);
+struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds);
+void dtq_creds_release(struct dtq_creds *creds); /* NULL-safe */
+
+/* From AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.  *out is NULL and DTQ_CREDENTIALS is returned when the first two are not both set. */
+enum dtq_code dtq_creds_from_environment(struct dtq_creds **out, struct dtq_error *err) DTQ_MUST_CHECK;
+
+#endif
