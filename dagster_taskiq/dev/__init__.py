@@ -1,0 +1,7 @@
+"""The development stack: an embedded PostgreSQL and SQS emulator, both from pip, and what ``dagster-taskiq dev`` and ``demo`` start."""
+
+from .postgres import EmbeddedPostgres
+from .service import DevServerError
+from .sqs import EmbeddedSqs
+
+__all__ = ["DevServerError", "EmbeddedPostgres", "EmbeddedSqs"]

@@ -1,0 +1,114 @@
+"""An SQS emulator of our own, from pip (moto): for development, the demo and the tests.  Queues live in its memory only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .service import DevServerError, Service, free_port
+
+REGION = "us-east-1"
+START_TIMEOUT = 60.0
+MAX_RECEIVE_COUNT = 10
+
+
+class EmbeddedSqs:
+    """moto's server on 127.0.0.1; a context manager that stops what it started.  It checks no signature."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.endpoint = ""
+        self._service: Service | None = None
+
+    def start(self) -> EmbeddedSqs:
+        """Start the server and return when it answers."""
+        if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+            raise DevServerError("no SQS emulator found. Install it with: pip install 'dagster-taskiq[dev]'")
+        for attempt in range(3):
+            port = free_port()
+            self.endpoint = f"http://127.0.0.1:{port}"
+            service = Service(
+                "SQS emulator",
+                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                log=self.folder / "logs" / "sqs.log",
+                grace=1.0,
+            )
+            service.start()
+            try:
+                service.wait_until(self._answers, START_TIMEOUT)
+            except DevServerError:
+                service.stop()
+                if attempt == 2 or "in use" not in service.last_lines():
+                    raise
+                continue
+            except BaseException:
+                service.stop()
+                raise
+            self._service = service
+            break
+        return self
+
+    def stop(self) -> None:
+        """Stop the server; its queues are gone."""
+        if self._service:
+            self._service.stop()
+            self._service = None
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to use this server."""
+        return {
+            "AWS_ENDPOINT_URL_SQS": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+        }
+
+    def create_queue_pair(self, name: str) -> str:
+        """Create a queue with its dead-letter queue ``<name>-dead``; the queue's URL."""
+        dead_url = call(self.endpoint, "CreateQueue", QueueName=f"{name}-dead")["QueueUrl"]
+        attributes = call(self.endpoint, "GetQueueAttributes", QueueUrl=dead_url, AttributeNames=["QueueArn"])[
+            "Attributes"
+        ]
+        redrive = json.dumps({"deadLetterTargetArn": attributes["QueueArn"], "maxReceiveCount": str(MAX_RECEIVE_COUNT)})
+        url: str = call(self.endpoint, "CreateQueue", QueueName=name, Attributes={"RedrivePolicy": redrive})["QueueUrl"]
+        return url
+
+    def _answers(self) -> bool:
+        try:
+            call(self.endpoint, "ListQueues")
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+    def __enter__(self) -> EmbeddedSqs:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def call(endpoint: str, action: str, **arguments: Any) -> dict[str, Any]:
+    """One request to an emulator that verifies no signature; the header only names the service, which emulators route by."""
+    scope = f"{os.environ.get('AWS_ACCESS_KEY_ID', 'local')}/20250101/{REGION}/sqs/aws4_request"
+    request = urllib.request.Request(
+        endpoint,
+        data=json.dumps(arguments).encode(),
+        headers={
+            "Content-Type": "application/x-amz-json-1.0",
+            "X-Amz-Target": f"AmazonSQS.{action}",
+            "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=none",
+        },
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as response:
+        answer: dict[str, Any] = json.loads(response.read() or b"{}")
+    return answer
