@@ -1,8 +1,8 @@
 /*
  * AWS credentials.
  *
- * What it is for: an immutable, counted snapshot of one set of credentials, so that a request signs with one consistent set
- * while another thread puts newer ones in place.
+ * What it is for: an immutable, counted snapshot of one set of credentials, so that a request signs with one consistent
+ * set while another thread puts newer ones in place.
  * Ownership: acquire/release; the strings live as long as the snapshot and are wiped when it goes.
  * Thread: any (atomic count).
  * Failure: NULL when memory is short.
@@ -24,11 +24,14 @@ struct dtq_creds {
     int references;
 };
 
-struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_access_key, const char *session_token, int64_t expires_at_s);
-struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds);
-void dtq_creds_release(struct dtq_creds *creds); /* NULL-safe */
+/* An empty session token counts as none. */
+struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_access_key, const char *session_token,
+                                int64_t expires_at_s);
+struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds); /* NULL-safe */
+void dtq_creds_release(struct dtq_creds *creds);              /* NULL-safe */
 
-/* From AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.  *out is NULL and DTQ_CREDENTIALS is returned when the first two are not both set. */
+/* From AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.  *out is NULL and DTQ_CREDENTIALS is returned when
+ * the first two are not both set. */
 enum dtq_code dtq_creds_from_environment(struct dtq_creds **out, struct dtq_error *err) DTQ_MUST_CHECK;
 
 #endif

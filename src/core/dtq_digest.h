@@ -1,9 +1,11 @@
 /*
  * Digests and comparison of secrets.
  *
- * What it is for: SHA-256 and HMAC-SHA256 (request signing, payload signing, content addresses) and MD5 (what SQS gives
- * for bodies). Ownership: inputs are borrowed for the call. Thread: any. Failure: DTQ_NO_MEMORY, or DTQ_UNSUPPORTED
- * where this OpenSSL does not offer the algorithm (MD5 under FIPS).
+ * What it is for: SHA-256 and HMAC-SHA256 (request signing, payload signing, content addresses) and MD5 (what SQS
+ * gives for bodies).
+ * Ownership: inputs are borrowed for the call.
+ * Thread: any.
+ * Failure: DTQ_NO_MEMORY, or DTQ_UNSUPPORTED where this OpenSSL does not offer the algorithm (MD5 under FIPS).
  */
 #ifndef DTQ_DIGEST_H
 #define DTQ_DIGEST_H

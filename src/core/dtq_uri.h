@@ -2,7 +2,10 @@
  * HTTP and HTTPS addresses.
  *
  * What it is for: endpoints and queue URLs come apart here, and the Host text that is signed and sent is made here, by
- * one rule. Source: RFC 3986. Ownership: the slices of a split address point into the text that was split. Thread: any.
+ * one rule.
+ * Source: RFC 3986.
+ * Ownership: the slices of a split address point into the text that was split.
+ * Thread: any.
  * Failure: DTQ_INVALID_ARGUMENT (not http/https, no host, user information, a fragment, a bad port, a byte that no
  * address may hold).  Messages do not repeat the address: it may hold a password.
  */

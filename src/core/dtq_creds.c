@@ -1,0 +1,64 @@
+#include "dtq_creds.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dtq_alloc.h"
+
+static void free_secret_text(const char *text)
+{
+    if (text)
+        dtq_free_secret((char *)text, strlen(text));
+}
+
+static void destroy(struct dtq_creds *creds)
+{
+    free_secret_text(creds->access_key_id);
+    free_secret_text(creds->secret_access_key);
+    free_secret_text(creds->session_token);
+    dtq_free(creds);
+}
+
+struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_access_key, const char *session_token,
+                                int64_t expires_at_s)
+{
+    struct dtq_creds *creds = dtq_calloc(1, sizeof *creds);
+    if (!creds)
+        return NULL;
+    bool has_token = session_token && session_token[0];
+    creds->references = 1;
+    creds->expires_at_s = expires_at_s;
+    creds->access_key_id = dtq_strdup(access_key_id);
+    creds->secret_access_key = dtq_strdup(secret_access_key);
+    creds->session_token = has_token ? dtq_strdup(session_token) : NULL;
+    if (!creds->access_key_id || !creds->secret_access_key || (has_token && !creds->session_token)) {
+        destroy(creds);
+        return NULL;
+    }
+    return creds;
+}
+
+struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds)
+{
+    if (creds)
+        __atomic_add_fetch(&creds->references, 1, __ATOMIC_RELAXED);
+    return creds;
+}
+
+void dtq_creds_release(struct dtq_creds *creds)
+{
+    if (creds && __atomic_sub_fetch(&creds->references, 1, __ATOMIC_ACQ_REL) == 0)
+        destroy(creds);
+}
+
+enum dtq_code dtq_creds_from_environment(struct dtq_creds **out, struct dtq_error *err)
+{
+    const char *id = getenv("AWS_ACCESS_KEY_ID");
+    const char *secret = getenv("AWS_SECRET_ACCESS_KEY");
+    *out = NULL;
+    if (!id || !id[0] || !secret || !secret[0])
+        return dtq_error_set(err, DTQ_CREDENTIALS, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not both set");
+    *out = dtq_creds_new(id, secret, getenv("AWS_SESSION_TOKEN"), 0);
+    return *out ? DTQ_OK : dtq_error_no_memory(err);
+}
