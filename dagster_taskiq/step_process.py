@@ -1,0 +1,236 @@
+"""The step process: one step attempt, from the fork to ``os._exit``.
+
+Started by the warm parent, as its fork (:func:`run_forked`) or, where forking is not safe, as a fresh interpreter
+(``python -m dagster_taskiq.step_process``).  It waits on its channel for the worker's word "go", which brings the attempt; until then it has touched nothing of the
+run.  Then, in this order: fence, environment, instance, Dagster's own console entry point ``dagster api execute_step``.
+
+The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has stored), ``warning``, and ``end``.  A stream without ``end`` is that of a
+process that died; the worker then trusts none of it to be complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import importlib.metadata
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from dagster_taskiq import _core, fencing
+from dagster_taskiq.errors import LeaseLostError, UnsupportedError
+from dagster_taskiq.frames import FrameSocket
+
+SEND_TIMEOUT = 30.0
+"""Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the executor reads Dagster's log."""
+
+EXIT_NOT_STARTED = 0
+EXIT_FENCED = 125
+"""Exit code of a process whose lease was over before its step began."""
+
+
+def run_forked(channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Any]) -> NoReturn:
+    """Go on as a step process in the child of a fork of the warm parent ``parent``.  ``instance``: the warm DagsterInstance, or None."""
+    code = 1
+    try:
+        os.setsid()
+        _reset_signals()
+        _reseed()
+        code = _serve(channel, board, parent, instance, lambda: entry_point)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _finish(code)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Be a step process in an interpreter of its own; the session is new already."""
+    parser = argparse.ArgumentParser(prog="python -m dagster_taskiq.step_process", description="Runs one step; started by a warm parent.")
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the channel to the worker")
+    parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the warm parent")
+    options = parser.parse_args(argv)
+    code = 1
+    try:
+        for descriptor in (options.channel, options.board):
+            os.set_inheritable(descriptor, False)
+        channel = socket.socket(fileno=options.channel)
+        code = _serve(channel, options.board, options.parent, None, load_entry_point)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _finish(code)
+
+
+def load_entry_point() -> Callable[[], Any]:
+    """The function behind the console script ``dagster``: its public name, whatever module it lives in."""
+    for candidate in importlib.metadata.distribution("dagster").entry_points:
+        if candidate.group == "console_scripts" and candidate.name == "dagster":
+            entry_point: Callable[[], Any] = candidate.load()
+            return entry_point
+    raise RuntimeError("the installed dagster has no console script named dagster")
+
+
+def _serve(
+    channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Callable[[], Any]]
+) -> int:
+    """Wait for the attempt and run it.  Returns the exit code."""
+    try:
+        _core.die_with_parent(parent)
+    except UnsupportedError:
+        pass
+    frames = FrameSocket(channel)
+    attempt = frames.recv()
+    if attempt is None:
+        return EXIT_NOT_STARTED
+    try:
+        _core.fence_arm(board, attempt["slot"], attempt["generation"])
+    except LeaseLostError:
+        return EXIT_FENCED
+    os.close(board)
+    os.environ.update(
+        {
+            fencing.TOKEN_VARIABLE: str(attempt["generation"]),
+            fencing.RUN_VARIABLE: attempt["run_id"],
+            fencing.STEP_VARIABLE: attempt["step_key"],
+            fencing.ATTEMPT_VARIABLE: str(attempt["attempt"]),
+            fencing.WORKER_VARIABLE: attempt["worker"],
+            # libpq reads it for every connection that does not name itself: the executor ends the backends of a lost generation by this name.
+            "PGAPPNAME": attempt["application_name"],
+        }
+    )
+    reporter = _Reporter(frames)
+    _hand_over(instance, attempt["run_id"], reporter)
+    code = _run_console_script(entry_point(), ["dagster", "api", "execute_step", attempt["step_args"]])
+    reporter.end()
+    return code
+
+
+class _Reporter:
+    """Sends what the instance stores to the worker, as long as that works."""
+
+    def __init__(self, frames: FrameSocket) -> None:
+        self._frames = frames
+        self._pid = os.getpid()
+        self._broken = False
+        self._attached = False
+        frames.socket.settimeout(SEND_TIMEOUT)
+
+    def attached(self) -> None:
+        """From now on every event that is stored comes by here."""
+        self._attached = True
+
+    def event(self, entry: Any) -> None:
+        """An event log entry has been stored (``DagsterInstance.add_event_listener``)."""
+        import dagster
+
+        if entry.dagster_event is not None:
+            self._send({"op": "event", "event": dagster.serialize_value(entry.dagster_event)})
+
+    def warning(self, text: str) -> None:
+        self._send({"op": "warning", "text": text})
+
+    def end(self) -> None:
+        self._send({"op": "end", "complete": self._attached})
+
+    def _send(self, frame: dict[str, Any]) -> None:
+        # A child that op code forked has this very channel; only one process may write to it.
+        if self._broken or os.getpid() != self._pid:
+            return
+        # An interrupt must not cut a frame in half.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._frames.send(frame)
+        except Exception:
+            self._broken = True
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _hand_over(instance: Any, run_id: str, reporter: _Reporter) -> None:
+    """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it.
+
+    Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the same: the stream then ends
+    with ``complete`` false and the executor reads Dagster's log.
+    """
+    import dagster
+
+    original = dagster.DagsterInstance.__dict__.get("from_ref")
+    if not isinstance(original, staticmethod):
+        reporter.warning("DagsterInstance.from_ref is not what it was: steps build their instance and report through the event log only")
+        return
+    build = original.__func__
+
+    def from_ref(ref: Any) -> Any:
+        warm = instance
+        dagster.DagsterInstance.from_ref = original  # type: ignore[assignment]
+        if warm is None or warm.get_ref() != ref:
+            warm = build(ref)
+        warm.add_event_listener(run_id, reporter.event)
+        reporter.attached()
+        return warm
+
+    dagster.DagsterInstance.from_ref = staticmethod(from_ref)  # type: ignore[assignment]
+
+
+def _run_console_script(entry_point: Callable[[], Any], argv: list[str]) -> int:
+    """What the installed script does: call, and exit with what comes out."""
+    sys.argv = argv
+    try:
+        status = entry_point()
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status is None:
+        return 0
+    if isinstance(status, int):
+        return status & 0xFF
+    print(status, file=sys.stderr)
+    return 1
+
+
+def _reset_signals() -> None:
+    """The signal state of a fresh Python process."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
+def _reseed() -> None:
+    """Python reseeds ``random`` after a fork; numpy's global generator would repeat itself in every step."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _finish(code: int) -> NoReturn:
+    """End as an interpreter does, without tearing down its modules (tens of ms): wait for threads, run exit handlers, flush."""
+    try:
+        # Both are what the interpreter itself calls at its end; multiprocessing ends its forks the same way.
+        shutdown: Callable[[], None] | None = getattr(threading, "_shutdown", None)
+        if shutdown is not None:
+            shutdown()
+        run_exit_handlers: Callable[[], None] | None = getattr(atexit, "_run_exitfuncs", None)
+        if run_exit_handlers is not None:
+            run_exit_handlers()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The warm parent: a process that has Dagster and one code location imported, and forks a step process for each attempt.
+
+``python -m dagster_taskiq.warm_parent``, started (by exec) by a worker, which speaks to it in frames (:mod:`dagster_taskiq.frames`) over ``--control``:
+
+======== ============================================================== ==========================================================
+from     frame                                                          meaning
+======== ============================================================== ==========================================================
+worker   ``load`` job_origin, instance_ref, isolation                   import; answered by ``ready``
+worker   ``step`` id, with the step's channel as descriptor             make a step process; answered by ``started`` or ``refused``
+worker   ``signal`` id, signal                                          to the step's process group, if it still lives
+worker   end of stream                                                  kill every step process and leave
+parent   ``ready`` isolation, warnings                                  what was decided, and why
+parent   ``started`` id, pid, pid_start                                 it waits for its attempt on its channel
+parent   ``exited`` id, exit_code or signal, max_rss_kib, cpu_seconds   reaped; its process group has been killed
+======== ============================================================== ==========================================================
+
+It has one thread, no event loop and no connection, because it forks: a lock that another thread holds, or a socket that two processes use, would break the child.
+It counts its threads and sockets after the import; where that is not so the steps of this code location run as fresh processes (slower, correct).
+It never ends by a signal that was meant for the worker: whether steps may go on is the worker's decision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dagster_taskiq import step_process
+from dagster_taskiq.frames import FrameSocket
+
+ISOLATIONS = ("auto", "fork", "spawn")
+
+
+@dataclass(slots=True)
+class _Child:
+    id: int
+    pid: int
+    process: subprocess.Popen[bytes] | None
+
+
+class WarmParent:
+    """One code location, its step processes, and the worker at the other end of ``control``."""
+
+    def __init__(self, control: socket.socket, board: int) -> None:
+        self._control = FrameSocket(control)
+        self._board = board
+        self._children: dict[int, _Child] = {}
+        self._instance: Any = None
+        self._entry_point: Callable[[], Any] | None = None
+        self._forks = False
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+
+    def run(self) -> None:
+        """Serve until the worker goes away."""
+        self._take_signals()
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        try:
+            while True:
+                ready = {descriptor for descriptor, _ in poll.poll()}
+                if self._wakeup.fileno() in ready:
+                    self._wakeup.recv(4096)
+                    self._reap()
+                if self._control.fileno() in ready:
+                    if not self._control.fill():
+                        return
+                    while (frame := self._control.take()) is not None:
+                        self._handle(frame)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            self._end_children()
+
+    def _take_signals(self) -> None:
+        for descriptor in (self._wakeup, self._wakeup_writer):
+            descriptor.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+        # Handlers that do nothing, not SIG_IGN: they do not outlast an exec.
+        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, lambda _signum, _frame: None)
+
+    def _handle(self, frame: dict[str, Any]) -> None:
+        kind = frame["op"]
+        if kind == "load":
+            self._load(frame)
+        elif kind == "step":
+            self._start(frame["id"], self._control.take_descriptor())
+        elif kind == "signal":
+            for child in self._children.values():
+                if child.id == frame["id"]:
+                    _signal_group(child.pid, frame["signal"])
+
+    # ---- loading ------------------------------------------------------------------------------------------------------
+
+    def _load(self, frame: dict[str, Any]) -> None:
+        warnings: list[str] = []
+        isolation = frame["isolation"]
+        if isolation != "spawn":
+            warnings += self._import(frame["job_origin"], frame["instance_ref"])
+            reason = _why_not_fork()
+            if reason and isolation == "auto":
+                warnings.append(
+                    f"{reason}, so forking is not safe: the steps of this code location run as fresh processes, which costs about a second "
+                    "each. Move what starts it from import time into resources or ops, or set isolation to spawn to silence this, to fork to override it."
+                )
+            self._forks = not reason or isolation == "fork"
+        if self._forks:
+            gc.collect()
+            gc.freeze()
+        # The user's modules may have installed handlers of their own.
+        self._take_signals()
+        self._reap()
+        self._control.send({"op": "ready", "isolation": "fork" if self._forks else "spawn", "warnings": warnings})
+
+    def _import(self, job_origin: str, instance_ref: str) -> list[str]:
+        """Dagster, the code location, the instance.  What fails here fails again, and is reported, in the step; returns the failures."""
+        warnings = []
+        import dagster
+
+        self._entry_point = step_process.load_entry_point()
+        try:
+            origin: Any = dagster.deserialize_value(job_origin)
+            origin.repository_origin.code_pointer.load_target()
+        except BaseException as error:
+            warnings.append(f"the code location could not be preloaded: {type(error).__name__}: {error}")
+        try:
+            ref: Any = dagster.deserialize_value(instance_ref)
+            self._instance = dagster.DagsterInstance.from_ref(ref)
+        except BaseException as error:
+            warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
+        return warnings
+
+    # ---- step processes -----------------------------------------------------------------------------------------------
+
+    def _start(self, id_: int, channel: int) -> None:
+        try:
+            child = self._fork(id_, channel) if self._forks else self._spawn(id_, channel)
+        except OSError as error:
+            self._control.send({"op": "refused", "id": id_, "error": str(error)})
+            return
+        finally:
+            os.close(channel)
+        self._children[child.pid] = child
+        self._control.send({"op": "started", "id": id_, "pid": child.pid, "pid_start": process_start(child.pid)})
+
+    def _fork(self, id_: int, channel: int) -> _Child:
+        parent = os.getpid()
+        assert self._entry_point is not None
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            self._wakeup.close()
+            signal.set_wakeup_fd(-1)
+            self._wakeup_writer.close()
+            step_process.run_forked(
+                socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point
+            )
+        return _Child(id_, pid, None)
+
+    def _spawn(self, id_: int, channel: int) -> _Child:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dagster_taskiq.step_process"),
+                *("--channel", str(channel), "--board", str(self._board), "--parent", str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(channel, self._board),
+            start_new_session=True,
+        )
+        return _Child(id_, process.pid, process)
+
+    def _reap(self) -> None:
+        for pid, child in list(self._children.items()):
+            # Look first and reap last: as long as the dead leader is there nobody else can have its process group's number.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _signal_group(pid, signal.SIGKILL)
+            _, status, usage = os.wait4(pid, 0)
+            del self._children[pid]
+            if child.process is not None:
+                child.process.returncode = os.waitstatus_to_exitcode(status)
+            self._control.send(
+                {
+                    "op": "exited",
+                    "id": child.id,
+                    "exit_code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+                    "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+                    "max_rss_kib": usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss // 1024,
+                    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                }
+            )
+
+    def _end_children(self) -> None:
+        for pid in self._children:
+            _signal_group(pid, signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
+        self._children.clear()
+
+
+def process_start(pid: int) -> str:
+    """The kernel's start time of a process, in clock ticks since boot: with its number it names a process for good.  Empty where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""
+
+
+def _signal_group(pid: int, signum: int) -> None:
+    """Signal the group that ``pid`` leads; itself when it has not come to make the group.  ``pid`` is a child that has not been reaped."""
+    try:
+        os.killpg(pid, signum)
+    except ProcessLookupError:
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass
+    except PermissionError:
+        # Nothing but the dead leader is left in the group (macOS says it so).
+        pass
+
+
+def _why_not_fork() -> str:
+    """Empty when this process may fork; else what stands against it."""
+    if not hasattr(os, "fork") or not os.path.isdir("/proc/self/task"):
+        return "this platform does not tell how many threads a process has"
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return f"importing the code location left {threads - 1} threads running"
+    connected = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode) and _is_internet(int(name)):
+                connected += 1
+        except OSError:
+            continue
+    if connected:
+        return f"importing the code location left {connected} network connections open"
+    return ""
+
+
+def _is_internet(descriptor: int) -> bool:
+    probe = socket.socket(fileno=os.dup(descriptor))
+    with probe:
+        return probe.family in (socket.AF_INET, socket.AF_INET6)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dagster_taskiq.warm_parent", description="Forks step processes; started by a worker.")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the worker")
+    parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
+    options = parser.parse_args(argv)
+    os.set_inheritable(options.control, False)
+    os.set_inheritable(options.board, False)
+    WarmParent(socket.socket(fileno=options.control), options.board).run()
+
+
+if __name__ == "__main__":
+    main()
