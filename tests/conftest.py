@@ -1,8 +1,8 @@
 """Fixtures for all tests.
 
-``database_url``, ``sqs_endpoint``, ``queue``, ``dagster_home``, ``processes`` and ``worker_process`` are real servers and processes (see
-services.py).  A test that asks for ``dagster_home`` and ``database_url`` gets one database with Dagster's tables in it; with
-``database_url`` alone it is empty.
+``database_url``, ``sqs_endpoint``, ``queue``, ``dagster_home``, ``processes`` and ``worker_process`` are real servers
+and processes (see services.py).  A test that asks for ``dagster_home`` and ``database_url`` gets one database with
+Dagster's tables in it; with ``database_url`` alone it is empty.
 """
 
 from __future__ import annotations

@@ -203,7 +203,10 @@ class Processes:
         args: Sequence[str] = (),
         wait: bool = True,
     ) -> WorkerHandle:
-        """``dagster-taskiq worker start``; ``config`` is the executor's configuration block, ``wait`` waits until it takes messages."""
+        """``dagster-taskiq worker start``; ``config`` is the executor's configuration block.
+
+        ``wait``: return when it takes messages.
+        """
         name = f"worker-{len(self._handles) + 1}"
         command = [sys.executable, "-m", "dagster_taskiq.cli", "worker", "start", "--slots", str(slots), "--name", name]
         for queue in queues:

@@ -1,4 +1,4 @@
-"""The development stack: an embedded PostgreSQL and SQS emulator, both from pip, and what ``dagster-taskiq dev`` and ``demo`` start."""
+"""The development stack: an embedded PostgreSQL and SQS emulator, both from pip, what ``dev`` and ``demo`` start."""
 
 from .postgres import EmbeddedPostgres
 from .service import DevServerError

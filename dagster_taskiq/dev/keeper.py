@@ -1,17 +1,17 @@
 """Runs one command and sees to it that nothing of it stays behind.
 
-This file is run as a script (``python -I keeper.py …``), never imported by the package: it must start in milliseconds and so
-uses the standard library alone.
+This file is run as a script (``python -I keeper.py …``), never imported by the package: it must start in milliseconds
+and so uses the standard library alone.
 
     keeper.py LIFELINE STOP_SIGNAL GRACE USER -- COMMAND…
 
-LIFELINE is a descriptor of a pipe whose other end only the caller holds: its end of file says that the caller is gone, even by
-SIGKILL.  Then, or on SIGTERM, the command gets STOP_SIGNAL and GRACE seconds; whatever is still there afterwards, of the command
-and of all that it started, is killed.  USER is ``uid:gid`` to run the command as, or ``-``.  The exit status is the command's
-(128 + signal when a signal ended it).
+LIFELINE is a descriptor of a pipe whose other end only the caller holds: its end of file says that the caller is
+gone, even by SIGKILL.  Then, or on SIGTERM, the command gets STOP_SIGNAL and GRACE seconds; whatever is still there
+afterwards, of the command and of all that it started, is killed.  USER is ``uid:gid`` to run the command as, or
+``-``.  The exit status is the command's (128 + signal when a signal ended it).
 
-On Linux the keeper is the reaper of all descendants, also of those that left their process group, and the command itself dies
-with its keeper.  Elsewhere only the command's own process group is covered.
+On Linux the keeper is the reaper of all descendants, also of those that left their process group, and the command
+itself dies with its keeper.  Elsewhere only the command's own process group is covered.
 """
 
 import ctypes

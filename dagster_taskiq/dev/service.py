@@ -60,8 +60,8 @@ def can_reach(user: pwd.struct_passwd | None, path: Path) -> bool:
 class Service:
     """One process under a keeper.
 
-    ``stop_signal`` asks it to stop, ``grace`` (seconds) is what it gets before it is killed with all that it started.  Output is
-    appended to ``log``.
+    ``stop_signal`` asks it to stop, ``grace`` (seconds) is what it gets before it is killed with all that it started.
+    Output is appended to ``log``.
     """
 
     def __init__(

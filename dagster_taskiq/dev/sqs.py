@@ -1,4 +1,4 @@
-"""An SQS emulator of our own, from pip (moto): for development, the demo and the tests.  Queues live in its memory only."""
+"""An SQS emulator of our own, from pip (moto), for development, the demo and the tests.  Queues live in its memory."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class EmbeddedSqs:
 
 
 def call(endpoint: str, action: str, **arguments: Any) -> dict[str, Any]:
-    """One request to an emulator that verifies no signature; the header only names the service, which emulators route by."""
+    """One request to an emulator that verifies no signature: the header only names the service, to route by."""
     scope = f"{os.environ.get('AWS_ACCESS_KEY_ID', 'local')}/20250101/{REGION}/sqs/aws4_request"
     request = urllib.request.Request(
         endpoint,
