@@ -3,9 +3,9 @@
  *
  * What it is for: the one door to cJSON for texts from outside (SQS answers, step payloads), and the emitters of the
  * texts that we send.
- * Reading: a text is scanned against RFC 8259 before cJSON sees it, because cJSON lets pass what
- * must not pass: bad UTF-8, lone surrogates, control characters in strings, NUL (which would cut a string short),
- * numbers in forms that JSON does not know. Nesting is bounded by DTQ_JSON_DEPTH_MAX, the size by the caller.
+ * Reading: a text is scanned against RFC 8259 before cJSON sees it, because cJSON lets pass what must not pass: bad
+ * UTF-8, lone surrogates, control characters in strings, NUL (which would cut a string short), numbers in forms that
+ * JSON does not know. Nesting is bounded by DTQ_JSON_DEPTH_MAX, the size by the caller.
  * Ownership: dtq_json_parse returns a tree that the caller frees with dtq_json_free; getters lend pieces of it.
  * Thread: any; one tree is used by one thread at a time.
  * Failure: DTQ_PARSE, DTQ_TOO_LARGE, DTQ_NO_MEMORY; *out is NULL then.  Messages name the key, never a value.

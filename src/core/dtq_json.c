@@ -1,0 +1,598 @@
+#include "dtq_json.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cjson/cJSON.h>
+
+#include "dtq_alloc.h"
+#include "dtq_limits.h"
+
+#define NUMBER_BYTES_MAX 60 /* cJSON reads a number through a buffer of 64 */
+#define ONLY_KEYS_MAX 32
+
+/* ---- the scan --------------------------------------------------------------------------------------------------- */
+
+struct scanner {
+    const unsigned char *start, *at, *end;
+    const char *why; /* what is wrong, once something is */
+    int depth;
+    bool in_object[DTQ_JSON_DEPTH_MAX];
+};
+
+/* The length of the UTF-8 sequence at p, 0 when it is not one.  RFC 3629, section 4. */
+static size_t utf8_length(const unsigned char *p, size_t left)
+{
+    unsigned char low = 0x80, high = 0xbf;
+    size_t length;
+    if (p[0] < 0x80)
+        return 1;
+    if (p[0] >= 0xc2 && p[0] <= 0xdf)
+        length = 2;
+    else if (p[0] >= 0xe0 && p[0] <= 0xef)
+        length = 3;
+    else if (p[0] >= 0xf0 && p[0] <= 0xf4)
+        length = 4;
+    else
+        return 0;
+    if (left < length)
+        return 0;
+    /* The second byte's range rules out overlong forms, surrogates and what lies beyond U+10FFFF. */
+    if (p[0] == 0xe0)
+        low = 0xa0;
+    else if (p[0] == 0xed)
+        high = 0x9f;
+    else if (p[0] == 0xf0)
+        low = 0x90;
+    else if (p[0] == 0xf4)
+        high = 0x8f;
+    if (p[1] < low || p[1] > high)
+        return 0;
+    for (size_t i = 2; i < length; i++) {
+        if (p[i] < 0x80 || p[i] > 0xbf)
+            return 0;
+    }
+    return length;
+}
+
+bool dtq_is_text(struct dtq_slice bytes)
+{
+    const unsigned char *p = (const unsigned char *)bytes.data;
+    size_t left = bytes.length;
+    while (left) {
+        size_t length = *p ? utf8_length(p, left) : 0;
+        if (!length)
+            return false;
+        p += length;
+        left -= length;
+    }
+    return true;
+}
+
+static bool fail(struct scanner *scan, const char *why)
+{
+    if (!scan->why)
+        scan->why = why;
+    return false;
+}
+
+static void skip_space(struct scanner *scan)
+{
+    while (scan->at < scan->end && (*scan->at == ' ' || *scan->at == '\t' || *scan->at == '\n' || *scan->at == '\r'))
+        scan->at++;
+}
+
+static bool scan_hex4(struct scanner *scan, unsigned *unit)
+{
+    *unit = 0;
+    if (scan->end - scan->at < 4)
+        return fail(scan, "an escape is cut short");
+    for (int i = 0; i < 4; i++, scan->at++) {
+        unsigned char c = *scan->at;
+        if (c >= '0' && c <= '9')
+            *unit = *unit * 16 + (unsigned)(c - '0');
+        else if ((c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'))
+            *unit = *unit * 16 + (unsigned)((c | 0x20) - 'a' + 10);
+        else
+            return fail(scan, "an escape is not hexadecimal");
+    }
+    return true;
+}
+
+/* After "\u". */
+static bool scan_unicode_escape(struct scanner *scan)
+{
+    unsigned unit;
+    if (!scan_hex4(scan, &unit))
+        return false;
+    if (unit == 0)
+        return fail(scan, "a string holds NUL");
+    if (unit >= 0xdc00 && unit <= 0xdfff)
+        return fail(scan, "a surrogate is alone");
+    if (unit < 0xd800 || unit > 0xdbff)
+        return true;
+    if (scan->end - scan->at < 2 || scan->at[0] != '\\' || scan->at[1] != 'u')
+        return fail(scan, "a surrogate is alone");
+    scan->at += 2;
+    if (!scan_hex4(scan, &unit))
+        return false;
+    return (unit >= 0xdc00 && unit <= 0xdfff) || fail(scan, "a surrogate is alone");
+}
+
+static bool scan_string(struct scanner *scan)
+{
+    if (scan->at == scan->end || *scan->at != '"')
+        return fail(scan, "a string is expected");
+    scan->at++;
+    while (scan->at < scan->end) {
+        unsigned char c = *scan->at;
+        if (c == '"') {
+            scan->at++;
+            return true;
+        }
+        if (c == '\\') {
+            scan->at++;
+            if (scan->at == scan->end)
+                break;
+            c = *scan->at++;
+            if (c == 'u' ? !scan_unicode_escape(scan) : !(c && strchr("\"\\/bfnrt", c)))
+                return fail(scan, "an escape is not one of JSON's");
+        }
+        else if (c < 0x20) {
+            return fail(scan, c ? "a string holds a control character" : "a string holds NUL");
+        }
+        else {
+            size_t length = utf8_length(scan->at, (size_t)(scan->end - scan->at));
+            if (!length)
+                return fail(scan, "a string is not UTF-8");
+            scan->at += length;
+        }
+    }
+    return fail(scan, "a string is not closed");
+}
+
+static size_t scan_digits(struct scanner *scan)
+{
+    const unsigned char *first = scan->at;
+    while (scan->at < scan->end && *scan->at >= '0' && *scan->at <= '9')
+        scan->at++;
+    return (size_t)(scan->at - first);
+}
+
+static bool scan_number(struct scanner *scan)
+{
+    const unsigned char *first = scan->at;
+    if (*scan->at == '-')
+        scan->at++;
+    bool zero = scan->at < scan->end && *scan->at == '0';
+    size_t digits = scan_digits(scan);
+    if (digits == 0 || (zero && digits > 1))
+        return fail(scan, "a number is not one of JSON's");
+    if (scan->at < scan->end && *scan->at == '.') {
+        scan->at++;
+        if (scan_digits(scan) == 0)
+            return fail(scan, "a number is not one of JSON's");
+    }
+    if (scan->at < scan->end && (*scan->at == 'e' || *scan->at == 'E')) {
+        scan->at++;
+        if (scan->at < scan->end && (*scan->at == '+' || *scan->at == '-'))
+            scan->at++;
+        if (scan_digits(scan) == 0)
+            return fail(scan, "a number is not one of JSON's");
+    }
+    return scan->at - first <= NUMBER_BYTES_MAX || fail(scan, "a number has too many digits");
+}
+
+static bool scan_word(struct scanner *scan, const char *word)
+{
+    size_t length = strlen(word);
+    if ((size_t)(scan->end - scan->at) < length || memcmp(scan->at, word, length) != 0)
+        return fail(scan, "a value is expected");
+    scan->at += length;
+    return true;
+}
+
+/* "key": up to where the value begins. */
+static bool scan_key(struct scanner *scan)
+{
+    if (!scan_string(scan))
+        return false;
+    skip_space(scan);
+    if (scan->at == scan->end || *scan->at != ':')
+        return fail(scan, "a colon is expected");
+    scan->at++;
+    skip_space(scan);
+    return true;
+}
+
+/* A value up to its end; of a container only the opening, unless it is empty.  *opened tells. */
+static bool scan_value(struct scanner *scan, bool *opened)
+{
+    *opened = false;
+    if (scan->at == scan->end)
+        return fail(scan, "the text ends too early");
+    unsigned char c = *scan->at;
+    if (c == '"')
+        return scan_string(scan);
+    if (c == 't')
+        return scan_word(scan, "true");
+    if (c == 'f')
+        return scan_word(scan, "false");
+    if (c == 'n')
+        return scan_word(scan, "null");
+    if (c == '-' || (c >= '0' && c <= '9'))
+        return scan_number(scan);
+    if (c != '{' && c != '[')
+        return fail(scan, "a value is expected");
+    scan->at++;
+    skip_space(scan);
+    if (scan->depth == DTQ_JSON_DEPTH_MAX)
+        return fail(scan, "it is nested too deeply");
+    if (scan->at < scan->end && *scan->at == (c == '{' ? '}' : ']')) {
+        scan->at++;
+        return true;
+    }
+    scan->in_object[scan->depth++] = c == '{';
+    *opened = true;
+    return c == '[' || scan_key(scan);
+}
+
+/* After a value: close what ends here; true with *more when another value follows. */
+static bool scan_after_value(struct scanner *scan, bool *more)
+{
+    *more = false;
+    while (scan->depth) {
+        skip_space(scan);
+        if (scan->at == scan->end)
+            return fail(scan, "the text ends too early");
+        bool in_object = scan->in_object[scan->depth - 1];
+        unsigned char c = *scan->at++;
+        if (c == ',') {
+            skip_space(scan);
+            *more = true;
+            return !in_object || scan_key(scan);
+        }
+        if (c != (in_object ? '}' : ']')) {
+            scan->at--;
+            return fail(scan, "a comma or a closing bracket is expected");
+        }
+        scan->depth--;
+    }
+    return true;
+}
+
+static bool scan_text(struct scanner *scan)
+{
+    bool opened, more;
+    skip_space(scan);
+    do {
+        if (!scan_value(scan, &opened))
+            return false;
+        more = opened;
+        if (!opened && !scan_after_value(scan, &more))
+            return false;
+    } while (more);
+    skip_space(scan);
+    return scan->at == scan->end || fail(scan, "something follows its end");
+}
+
+enum dtq_code dtq_json_check(struct dtq_slice text, const char *what, struct dtq_error *err)
+{
+    struct scanner scan = {0};
+    if (text.length == 0)
+        return dtq_error_set(err, DTQ_PARSE, "%s is empty where JSON is expected", what);
+    scan.start = scan.at = (const unsigned char *)text.data;
+    scan.end = scan.start + text.length;
+    if (!scan_text(&scan))
+        return dtq_error_set(err, DTQ_PARSE, "%s is not JSON that can be used: %s, at byte %zu", what, scan.why,
+                             (size_t)(scan.at - scan.start));
+    return DTQ_OK;
+}
+
+/* ---- the tree --------------------------------------------------------------------------------------------------- */
+
+#ifdef DTQ_ALLOC_FAILABLE
+#include <pthread.h>
+
+/* dtq_malloc is malloc but for builds that let it fail: only those need cJSON to use it. */
+static pthread_once_t hooks_once = PTHREAD_ONCE_INIT;
+
+static void set_hooks(void)
+{
+    cJSON_Hooks hooks = {dtq_malloc, dtq_free};
+    cJSON_InitHooks(&hooks);
+}
+#endif
+
+enum dtq_code dtq_json_parse(struct dtq_slice text, size_t max_bytes, const char *what, struct cJSON **out,
+                             struct dtq_error *err)
+{
+    *out = NULL;
+    if (text.length > max_bytes)
+        return dtq_error_set(err, DTQ_TOO_LARGE, "%s is larger than %zu bytes", what, max_bytes);
+    enum dtq_code rc = dtq_json_check(text, what, err);
+    if (rc)
+        return rc;
+#ifdef DTQ_ALLOC_FAILABLE
+    pthread_once(&hooks_once, set_hooks);
+#endif
+    /* The scan took the text, so nothing but memory can be wanting. */
+    *out = cJSON_ParseWithLength(text.data, text.length);
+    return *out ? DTQ_OK : dtq_error_no_memory(err);
+}
+
+void dtq_json_free(struct cJSON *tree)
+{
+    cJSON_Delete(tree);
+}
+
+static enum dtq_code missing(const char *key, struct dtq_error *err)
+{
+    return dtq_error_set(err, DTQ_PARSE, "\"%s\" is missing", key);
+}
+
+static enum dtq_code not_a(const char *key, const char *type, struct dtq_error *err)
+{
+    return dtq_error_set(err, DTQ_PARSE, "\"%s\" is not %s", key, type);
+}
+
+static const struct cJSON *member(const struct cJSON *object, const char *key)
+{
+    return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
+}
+
+static bool is_there(const struct cJSON *object, const char *key)
+{
+    const struct cJSON *item = member(object, key);
+    return item && !cJSON_IsNull(item);
+}
+
+enum dtq_code dtq_json_get_object(const struct cJSON *object, const char *key, const struct cJSON **out,
+                                  struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    if (!cJSON_IsObject(item))
+        return not_a(key, "an object", err);
+    *out = item;
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_json_get_array(const struct cJSON *object, const char *key, const struct cJSON **out,
+                                 struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    if (!cJSON_IsArray(item))
+        return not_a(key, "an array", err);
+    *out = item;
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_json_get_string(const struct cJSON *object, const char *key, struct dtq_slice *out,
+                                  struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    return dtq_json_as_string(item, out) ? DTQ_OK : not_a(key, "a string", err);
+}
+
+enum dtq_code dtq_json_get_int(const struct cJSON *object, const char *key, int64_t min, int64_t max, int64_t *out,
+                               struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble))
+        return not_a(key, "an integer", err);
+    double bound = (double)DTQ_JSON_INT_MAX;
+    if (!(item->valuedouble >= -bound && item->valuedouble <= bound) || (int64_t)item->valuedouble < min ||
+        (int64_t)item->valuedouble > max)
+        return dtq_error_set(err, DTQ_PARSE, "\"%s\" is out of range", key);
+    *out = (int64_t)item->valuedouble;
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_json_get_double(const struct cJSON *object, const char *key, double *out, struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    if (!cJSON_IsNumber(item))
+        return not_a(key, "a number", err);
+    if (!isfinite(item->valuedouble))
+        return dtq_error_set(err, DTQ_PARSE, "\"%s\" is out of range", key);
+    *out = item->valuedouble;
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_json_get_bool(const struct cJSON *object, const char *key, bool *out, struct dtq_error *err)
+{
+    const struct cJSON *item = member(object, key);
+    if (!item)
+        return missing(key, err);
+    if (!cJSON_IsBool(item))
+        return not_a(key, "true or false", err);
+    *out = cJSON_IsTrue(item);
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_json_find_object(const struct cJSON *object, const char *key, const struct cJSON **out,
+                                   struct dtq_error *err)
+{
+    return is_there(object, key) ? dtq_json_get_object(object, key, out, err) : DTQ_OK;
+}
+
+enum dtq_code dtq_json_find_array(const struct cJSON *object, const char *key, const struct cJSON **out,
+                                  struct dtq_error *err)
+{
+    return is_there(object, key) ? dtq_json_get_array(object, key, out, err) : DTQ_OK;
+}
+
+enum dtq_code dtq_json_find_string(const struct cJSON *object, const char *key, struct dtq_slice *out,
+                                   struct dtq_error *err)
+{
+    return is_there(object, key) ? dtq_json_get_string(object, key, out, err) : DTQ_OK;
+}
+
+enum dtq_code dtq_json_find_bool(const struct cJSON *object, const char *key, bool *out, struct dtq_error *err)
+{
+    return is_there(object, key) ? dtq_json_get_bool(object, key, out, err) : DTQ_OK;
+}
+
+bool dtq_json_is_object(const struct cJSON *item)
+{
+    return cJSON_IsObject(item);
+}
+
+bool dtq_json_as_string(const struct cJSON *item, struct dtq_slice *out)
+{
+    if (!cJSON_IsString(item))
+        return false;
+    *out = dtq_slice_str(item->valuestring);
+    return true;
+}
+
+const struct cJSON *dtq_json_first(const struct cJSON *container)
+{
+    return cJSON_IsObject(container) || cJSON_IsArray(container) ? container->child : NULL;
+}
+
+const struct cJSON *dtq_json_next(const struct cJSON *item)
+{
+    return item->next;
+}
+
+const char *dtq_json_key(const struct cJSON *item)
+{
+    return item->string ? item->string : "";
+}
+
+size_t dtq_json_count(const struct cJSON *container)
+{
+    size_t count = 0;
+    for (const struct cJSON *item = dtq_json_first(container); item; item = item->next)
+        count++;
+    return count;
+}
+
+enum dtq_code dtq_json_only_keys(const struct cJSON *object, const char *const *names, size_t count,
+                                 struct dtq_error *err)
+{
+    uint32_t seen = 0;
+    if (count > ONLY_KEYS_MAX)
+        return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "more than %d key names", ONLY_KEYS_MAX);
+    for (const struct cJSON *item = dtq_json_first(object); item; item = item->next) {
+        size_t i = 0;
+        while (i < count && strcmp(names[i], dtq_json_key(item)) != 0)
+            i++;
+        /* An unknown key is the sender's text: shortened, it may go into a message. */
+        if (i == count)
+            return dtq_error_set(err, DTQ_PARSE, "\"%.40s\" is not a key that is known here", dtq_json_key(item));
+        if (seen & (UINT32_C(1) << i))
+            return dtq_error_set(err, DTQ_PARSE, "\"%s\" comes twice", names[i]);
+        seen |= UINT32_C(1) << i;
+    }
+    return DTQ_OK;
+}
+
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
+
+static enum dtq_code refuse(struct dtq_buf *buf)
+{
+    if (!buf->failed) {
+        dtq_buf_clean_up(buf);
+        buf->failed = DTQ_INVALID_ARGUMENT;
+    }
+    return buf->failed;
+}
+
+static enum dtq_code write_escape(struct dtq_buf *buf, unsigned char c)
+{
+    switch (c) {
+    case '"':
+        return dtq_buf_add(buf, "\\\"", 2);
+    case '\\':
+        return dtq_buf_add(buf, "\\\\", 2);
+    case '\n':
+        return dtq_buf_add(buf, "\\n", 2);
+    case '\r':
+        return dtq_buf_add(buf, "\\r", 2);
+    case '\t':
+        return dtq_buf_add(buf, "\\t", 2);
+    default:
+        return dtq_buf_addf(buf, "\\u%04x", c);
+    }
+}
+
+enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
+{
+    const unsigned char *p = (const unsigned char *)text.data;
+    size_t plain = 0; /* where the run of bytes that stay as they are begins */
+    size_t i = 0;
+    dtq_buf_add_char(buf, '"');
+    while (i < text.length) {
+        unsigned char c = p[i];
+        if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+            i++;
+            continue;
+        }
+        size_t length = c ? utf8_length(p + i, text.length - i) : 0;
+        bool not_a_character = length == 3 && c == 0xef && p[i + 1] == 0xbf && p[i + 2] >= 0xbe;
+        if (!length)
+            return refuse(buf);
+        if (length == 1 || not_a_character) {
+            dtq_buf_add(buf, p + plain, i - plain);
+            if (length == 1)
+                write_escape(buf, c);
+            else
+                dtq_buf_add_str(buf, p[i + 2] == 0xbe ? "\\ufffe" : "\\uffff");
+            plain = i + length;
+        }
+        i += length;
+    }
+    if (plain < text.length)
+        dtq_buf_add(buf, p + plain, text.length - plain);
+    return dtq_buf_add_char(buf, '"');
+}
+
+enum dtq_code dtq_json_write_str(struct dtq_buf *buf, const char *text)
+{
+    return dtq_json_write_string(buf, dtq_slice_str(text));
+}
+
+enum dtq_code dtq_json_write_key(struct dtq_buf *buf, const char *key)
+{
+    dtq_buf_add_char(buf, '"');
+    dtq_buf_add_str(buf, key);
+    return dtq_buf_add(buf, "\":", 2);
+}
+
+enum dtq_code dtq_json_write_int(struct dtq_buf *buf, int64_t number)
+{
+    return dtq_buf_addf(buf, "%lld", (long long)number);
+}
+
+enum dtq_code dtq_json_write_double(struct dtq_buf *buf, double number)
+{
+    char text[64];
+    if (!isfinite(number))
+        return refuse(buf);
+    for (int precision = 15; precision <= 17; precision++) {
+        snprintf(text, sizeof text, "%.*g", precision, number);
+        if (strtod(text, NULL) == number)
+            break;
+    }
+    /* The decimal point of the process's locale, of one byte or more, becomes JSON's. */
+    size_t plain = strspn(text, "0123456789+-e");
+    dtq_buf_add(buf, text, plain);
+    if (text[plain] == '\0')
+        return buf->failed;
+    dtq_buf_add_char(buf, '.');
+    return dtq_buf_add_str(buf, text + plain + strcspn(text + plain, "0123456789"));
+}
