@@ -37,6 +37,8 @@ enum dtq_code dtq_json_check(struct dtq_slice text, const char *what, struct dtq
 
 /* True when the bytes are UTF-8 by RFC 3629 (no surrogates, no overlong forms) without NUL. */
 bool dtq_is_text(struct dtq_slice bytes);
+/* The length of the UTF-8 sequence at p (left > 0 bytes are there), NUL included; 0 when it is not one. */
+size_t dtq_utf8_length(const unsigned char *p, size_t left);
 
 /* ---- reading a tree ------------------------------------------------------------------------------------------- */
 

@@ -2,10 +2,12 @@
  * AWS Signature Version 4, header form, as pure stages.
  *
  * Source: "Signature Version 4 signing process" (AWS General Reference / IAM User Guide).
- * What it is for: sign exactly what is sent.  The caller builds the list of headers once, has it signed, and hands the same list to libcurl.
- * Ownership: all inputs are borrowed for the call; outputs go to buffers of the caller.
+ * What it is for: sign exactly what is sent.  The caller builds the list of headers once, has it signed, and hands the
+ * same list to libcurl.
+ * Ownership: all inputs are borrowed for the call; outputs are added to buffers of the caller.
  * Thread: any; the key cache belongs to one thread at a time.
- * Failure: DTQ_NO_MEMORY, DTQ_INVALID_ARGUMENT (no credentials, no host header).
+ * Failure: DTQ_NO_MEMORY, DTQ_CREDENTIALS (no credentials), DTQ_INVALID_ARGUMENT (no host header, more than
+ * DTQ_SIGV4_HEADERS_MAX headers, a header that cannot be sent, a time outside the years 1970 to 9999).
  */
 #ifndef DTQ_SIGV4_H
 #define DTQ_SIGV4_H
@@ -20,6 +22,8 @@
 #include "dtq_error.h"
 #include "dtq_slice.h"
 
+#define DTQ_SIGV4_HEADERS_MAX 62
+
 struct dtq_sigv4_header {
     struct dtq_slice name;
     struct dtq_slice value;
@@ -28,8 +32,10 @@ struct dtq_sigv4_header {
 struct dtq_sigv4_request {
     struct dtq_slice method;
     struct dtq_slice path;  /* as sent, encoded once; "" counts as "/" */
-    struct dtq_slice query; /* as sent, without '?' */
-    const struct dtq_sigv4_header *headers; /* all to be signed; host among them.  x-amz-date and x-amz-security-token are added by the signer when they are not there */
+    struct dtq_slice query; /* as sent, without '?': its pairs are sorted, their encoding is left as it is */
+    /* All to be signed; host among them.  x-amz-date and x-amz-security-token are added by the signer when they are not
+     * there. */
+    const struct dtq_sigv4_header *headers;
     size_t header_count;
     struct dtq_slice body;
     bool normalize_path; /* true for every service but S3 */
@@ -41,7 +47,8 @@ struct dtq_sigv4_scope {
     int64_t time_s; /* wall clock, injected */
 };
 
-/* Derived keys are good for a day, region, service and secret: the cache spares four HMACs a request.  Zero-initialised; clean_up wipes it. */
+/* Derived keys are good for a day, region, service and secret: the cache spares four HMACs a request.
+ * Zero-initialised; clean_up wipes it. */
 struct dtq_sigv4_key_cache {
     bool valid;
     char scope[128];
@@ -51,19 +58,25 @@ struct dtq_sigv4_key_cache {
 void dtq_sigv4_key_cache_clean_up(struct dtq_sigv4_key_cache *cache);
 
 #define DTQ_SIGV4_DATE_SIZE 17 /* "20150830T123600Z" and a NUL */
+/* "" for a time that has no such text. */
 void dtq_sigv4_date(int64_t time_s, char out[DTQ_SIGV4_DATE_SIZE]);
 
-/* The stages; each adds its text to out.  token_in_signature: false leaves x-amz-security-token out of the signed headers (for tests). */
-enum dtq_code dtq_sigv4_canonical_request(const struct dtq_sigv4_request *request, const struct dtq_creds *creds, const struct dtq_sigv4_scope *scope,
-                                          struct dtq_buf *out, struct dtq_buf *signed_headers, struct dtq_error *err) DTQ_MUST_CHECK;
-enum dtq_code dtq_sigv4_string_to_sign(struct dtq_slice canonical_request, const struct dtq_sigv4_scope *scope, struct dtq_buf *out,
-                                       struct dtq_error *err) DTQ_MUST_CHECK;
-enum dtq_code dtq_sigv4_signature(struct dtq_slice string_to_sign, const struct dtq_creds *creds, const struct dtq_sigv4_scope *scope,
-                                  struct dtq_sigv4_key_cache *cache, char hex[65], struct dtq_error *err) DTQ_MUST_CHECK;
+/* The stages; each adds its text to its buffer.  A session token is signed: SQS wants it so. */
+enum dtq_code dtq_sigv4_canonical_request(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
+                                          const struct dtq_sigv4_scope *scope, struct dtq_buf *out,
+                                          struct dtq_buf *signed_headers, struct dtq_error *err) DTQ_MUST_CHECK;
+enum dtq_code dtq_sigv4_string_to_sign(struct dtq_slice canonical_request, const struct dtq_sigv4_scope *scope,
+                                       struct dtq_buf *out, struct dtq_error *err) DTQ_MUST_CHECK;
+/* cache may be NULL. */
+enum dtq_code dtq_sigv4_signature(struct dtq_slice string_to_sign, const struct dtq_creds *creds,
+                                  const struct dtq_sigv4_scope *scope, struct dtq_sigv4_key_cache *cache, char hex[65],
+                                  struct dtq_error *err) DTQ_MUST_CHECK;
 
-/* All stages: the value of the Authorization header into authorization, and the x-amz-date that goes with it. cache may be NULL. */
-enum dtq_code dtq_sigv4_sign(const struct dtq_sigv4_request *request, const struct dtq_creds *creds, const struct dtq_sigv4_scope *scope,
-                             struct dtq_sigv4_key_cache *cache, struct dtq_buf *authorization, char date[DTQ_SIGV4_DATE_SIZE],
+/* All stages: the value of the Authorization header into authorization, and the x-amz-date that goes with it.
+ * cache may be NULL. */
+enum dtq_code dtq_sigv4_sign(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
+                             const struct dtq_sigv4_scope *scope, struct dtq_sigv4_key_cache *cache,
+                             struct dtq_buf *authorization, char date[DTQ_SIGV4_DATE_SIZE],
                              struct dtq_error *err) DTQ_MUST_CHECK;
 
 #endif
