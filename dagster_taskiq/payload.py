@@ -93,19 +93,20 @@ def step_args(task: StepTask, stored: Mapping[str, str]) -> str:
     """The JSON argument of ``dagster api execute_step``.  ``stored``: digest -> text of at least the task's digests."""
     members = {
         "__class__": json.dumps("ExecuteStepArgs"),
-        JOB_ORIGIN: _text(task, JOB_ORIGIN, stored),
+        JOB_ORIGIN: partpart_text(task, JOB_ORIGIN, stored),
         "run_id": json.dumps(task.run_id),
         "step_keys_to_execute": json.dumps([task.step_key]),
-        INSTANCE_REF: _text(task, INSTANCE_REF, stored),
+        INSTANCE_REF: partpart_text(task, INSTANCE_REF, stored),
         "retry_mode": json.dumps({"__enum__": f"RetryMode.{task.retry_mode}"}),
-        KNOWN_STATE: _text(task, KNOWN_STATE, stored),
+        KNOWN_STATE: partpart_text(task, KNOWN_STATE, stored),
         "should_verify_step": "false",
         "print_serialized_events": "false",
     }
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 
-def _text(task: StepTask, name: str, stored: Mapping[str, str]) -> str:
+def part_text(task: StepTask, name: str, stored: Mapping[str, str]) -> str:
+    """The JSON text of a part.  Raises ``PayloadError`` when it is neither in the message nor in ``stored``."""
     try:
         part = task.parts[name]
         return part if isinstance(part, str) else stored[part[0]]
