@@ -93,12 +93,12 @@ def step_args(task: StepTask, stored: Mapping[str, str]) -> str:
     """The JSON argument of ``dagster api execute_step``.  ``stored``: digest -> text of at least the task's digests."""
     members = {
         "__class__": json.dumps("ExecuteStepArgs"),
-        JOB_ORIGIN: partpart_text(task, JOB_ORIGIN, stored),
+        JOB_ORIGIN: part_text(task, JOB_ORIGIN, stored),
         "run_id": json.dumps(task.run_id),
         "step_keys_to_execute": json.dumps([task.step_key]),
-        INSTANCE_REF: partpart_text(task, INSTANCE_REF, stored),
+        INSTANCE_REF: part_text(task, INSTANCE_REF, stored),
         "retry_mode": json.dumps({"__enum__": f"RetryMode.{task.retry_mode}"}),
-        KNOWN_STATE: partpart_text(task, KNOWN_STATE, stored),
+        KNOWN_STATE: part_text(task, KNOWN_STATE, stored),
         "should_verify_step": "false",
         "print_serialized_events": "false",
     }
