@@ -30,8 +30,7 @@ SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the executor reads Dagster's log."""
 
 EXIT_NOT_STARTED = 0
-EXIT_FENCED = 125
-"""Exit code of a process whose lease was over before its step began."""
+"""Exit code of a process that was let go before it had an attempt."""
 
 
 def run_forked(channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Any]) -> NoReturn:
@@ -59,6 +58,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         for descriptor in (options.channel, options.board):
             os.set_inheritable(descriptor, False)
+        _reset_signals()
         channel = socket.socket(fileno=options.channel)
         code = _serve(channel, options.board, options.parent, None, load_entry_point)
     except BaseException:
@@ -91,7 +91,8 @@ def _serve(
     try:
         _core.fence_arm(board, attempt["slot"], attempt["generation"])
     except LeaseLostError:
-        return EXIT_FENCED
+        # As the fence would have done a moment later: the worker recognizes that.
+        os.kill(os.getpid(), signal.SIGKILL)
     os.close(board)
     os.environ.update(
         {

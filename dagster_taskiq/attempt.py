@@ -1,0 +1,387 @@
+"""One claimed step attempt in a worker: from the claim to the deletion of its message.
+
+The order of things, each only after the one before has succeeded: claim (done by the caller), heartbeat and fence, arguments, step process (it waits), ``started_at``, "go", the step's
+death and reaping, the completion row, the end of the heartbeat, DeleteMessage.  Whatever cuts this short leaves a row that somebody can settle: not started → handed
+back; started and dead → its outcome, or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from dagster_taskiq import _core
+from dagster_taskiq.errors import CoreError, OperationTimeoutError, PayloadError, StoreError, WarmParentError
+from dagster_taskiq.logs import fields
+from dagster_taskiq.payload import INSTANCE_REF, JOB_ORIGIN, StepTask, part_text, step_args
+from dagster_taskiq.processes import Exit, StepProcess, WarmParents
+from dagster_taskiq.store import IdempotencyStore, step_application_name
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_SOON = 5
+"""Seconds until a delivery is seen again that could not be dealt with now."""
+
+_TERMINAL = {"STEP_SUCCESS": "succeeded", "STEP_SKIPPED": "succeeded", "STEP_FAILURE": "failed", "STEP_UP_FOR_RETRY": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One receipt of a message.  ``received_ns``: boot clock."""
+
+    queue: str
+    queue_url: str
+    message_id: str
+    receipt_handle: str
+    body: bytes
+    receive_count: int
+    received_ns: int
+
+
+class Host(Protocol):
+    """What an attempt needs of its worker."""
+
+    identity: str
+    name: str
+    hostname: str
+    store: IdempotencyStore
+    parents: WarmParents
+    board: _core.FenceBoard
+    cancel_grace: float
+
+    def beat_for(self, ttl: float) -> _core.Beat: ...
+    async def parts(self, digests: Sequence[str]) -> Mapping[str, str]: ...
+    async def delete(self, delivery: Delivery) -> None: ...
+    async def hide(self, delivery: Delivery, seconds: float) -> None: ...
+
+
+class _Interrupted(Exception):
+    """The attempt must not start."""
+
+
+class Attempt:
+    """See the module.  :meth:`run` does it all; the other methods may be called from event callbacks meanwhile."""
+
+    def __init__(self, host: Host, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int, slot: int) -> None:
+        self.generation = generation
+        self.key = (task.run_id, task.step_key, task.attempt)
+        self._host = host
+        self._delivery = delivery
+        self._task = task
+        self._claimed_ns = claimed_ns
+        self._slot = slot
+        self._step: StepProcess | None = None
+        self._running = False
+        self._dead = False
+        self._cancelled = False
+        self._lost: str | None = None
+        self._lease_over = False
+        self._interrupt = asyncio.Event()
+        self._about = fields(
+            run_id=task.run_id,
+            step_key=task.step_key,
+            attempt=task.attempt,
+            message_id=delivery.message_id,
+            deliveries=delivery.receive_count,
+            generation=generation,
+        )
+
+    # ---- orders from outside ------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Somebody no longer wants it.  A running step gets SIGTERM, and SIGKILL after the grace."""
+        if self._cancelled or self._dead:
+            return
+        self._cancelled = True
+        self._interrupt.set()
+        if self._running and self._step is not None:
+            logger.info("cancelling the step", extra=self._about)
+            self._step.signal(signal.SIGTERM)
+            asyncio.get_running_loop().call_later(self._host.cancel_grace, self._kill)
+
+    def lease_lost(self) -> None:
+        """The row is another's, or the lease could not be renewed in time."""
+        self._lease_over = True
+        self._give_up("its lease could not be renewed in time")
+
+    def stop(self) -> None:
+        """The worker leaves: hand back, or kill.  Not SIGTERM: Dagster would log a failure of a step that is to run again elsewhere."""
+        self._give_up(f"worker {self._host.name} was stopped before the step had ended")
+
+    @property
+    def started(self) -> bool:
+        return self._running
+
+    def hand_back(self) -> None:
+        """The worker drains: give it back unless it has started."""
+        if not self._running:
+            self._interrupt.set()
+
+    def _give_up(self, reason: str) -> None:
+        if self._dead:
+            return
+        self._lost = self._lost or reason
+        self._interrupt.set()
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._running and not self._dead and self._step is not None:
+            self._step.signal(signal.SIGKILL)
+
+    # ---- the way through ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the attempt is settled and its message dealt with."""
+        task, delivery = self._task, self._delivery
+        beat = self._host.beat_for(task.lease_ttl)
+        beat.add(
+            *self.key,
+            self.generation,
+            ttl=task.lease_ttl,
+            heartbeat=task.heartbeat,
+            claimed_ns=self._claimed_ns,
+            slot=self._slot,
+            queue_url=delivery.queue_url,
+            receipt_handle=delivery.receipt_handle,
+            visibility=task.visibility,
+            received_ns=delivery.received_ns,
+        )
+        settled = False
+        try:
+            settled = await self._run()
+        finally:
+            beat.remove(self.generation)
+            self._host.board.clear(self._slot)
+        if settled:
+            await self._host.delete(delivery)
+        else:
+            await self._host.hide(delivery, 0 if self._lost is None else RETRY_SOON)
+
+    async def _run(self) -> bool:
+        """True: the row is terminal and the message may go."""
+        try:
+            self._step = await self._prepare()
+        except (PayloadError, WarmParentError) as error:
+            logger.error("the step could not be started: %s", error, extra=self._about)
+            return await self._complete("failed", None, {"kind": "start", "message": str(error)}, "not_started")
+        except _Interrupted:
+            return await self._not_started()
+        step = self._step
+        try:
+            started = await self._start(step)
+        except _Interrupted:
+            step.dismiss()
+            await step.wait()
+            return await self._not_started()
+        if not started:
+            step.dismiss()
+            await step.wait()
+            logger.warning("the claim was no longer ours before the step had started", extra=self._about)
+            return False
+        how = await self._run_step(step)
+        return await self._settle(step, how)
+
+    async def _prepare(self) -> StepProcess:
+        task = self._task
+        stored = await self._unless_interrupted(self._persist(lambda: self._host.parts(task.digests)))
+        self._step_args = step_args(task, stored)
+        job_origin, instance_ref = (part_text(task, name, stored) for name in (JOB_ORIGIN, INSTANCE_REF))
+        parent = await self._unless_interrupted(self._host.parents.get(task.code_location, job_origin, instance_ref))
+        if self._interrupt.is_set():
+            raise _Interrupted
+        return await parent.start_step(self.generation)
+
+    async def _start(self, step: StepProcess) -> bool:
+        """Set started_at, which is also the last check that the claim is ours."""
+        store = self._host.store
+        return await self._unless_interrupted(
+            self._persist(lambda: store.start(*self.key, self.generation, pid=step.pid, pid_start=step.pid_start))
+        )
+
+    async def _run_step(self, step: StepProcess) -> Exit:
+        task = self._task
+        self._running = True
+        logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
+        try:
+            await step.go(
+                {
+                    "op": "go",
+                    "generation": self.generation,
+                    "slot": self._slot,
+                    "run_id": task.run_id,
+                    "step_key": task.step_key,
+                    "attempt": task.attempt,
+                    "worker": self._host.name,
+                    "application_name": step_application_name(self.generation),
+                    "step_args": self._step_args,
+                }
+            )
+        except OSError:
+            pass  # it died meanwhile: its exit says how
+        if self._lost is not None:
+            self._kill()
+        elif self._cancelled:
+            self._cancelled = False
+            self.cancel()
+        how = await step.wait()
+        self._dead = True
+        for text in step.warnings:
+            self._host.parents.warn_once(text)
+        return how
+
+    async def _not_started(self) -> bool:
+        """Nothing ran.  Cancelled, handed back, or, when a lost reply leaves open whether started_at is set, lost."""
+        self._dead = True
+        store = self._host.store
+        if self._cancelled:
+            return await self._complete("cancelled", None, None, "cancelled before it started")
+        if self._lease_over:
+            return False  # whoever finds the row settles it
+        if await self._persist(lambda: store.hand_back(*self.key, self.generation)):
+            logger.info("handed back before it started", extra=self._about)
+            return False
+        return await self._mark_lost(self._lost or f"worker {self._host.name} drains")
+
+    # ---- the outcome --------------------------------------------------------------------------------------------------
+
+    async def _settle(self, step: StepProcess, how: Exit) -> bool:
+        events = step.events
+        terminal = _terminal(events, self._task.step_key)
+        died_of_fence = self._fenced(how)
+        if terminal is None and (self._lost is not None or died_of_fence):
+            return await self._mark_lost(self._lost or "it was killed at the end of its lease, which could not be renewed")
+        if terminal == "STEP_SUCCESS" or not self._cancelled:
+            state, error, reason = _judge(how, events, terminal, step.pid, self._host.hostname)
+        else:
+            state, error, reason = "cancelled", None, "cancelled while it ran"
+        return await self._complete(state, events, error, reason, how)
+
+    def _fenced(self, how: Exit) -> bool:
+        """Whether its own timer killed it (and not, say, a want of memory)."""
+        if how.signal != signal.SIGKILL:
+            return False
+        deadline = _core.fence_deadline_ns(self._host.board.fileno(), self._slot, self.generation)
+        return 0 < deadline <= _core.boot_ns()
+
+    async def _complete(
+        self, state: str, events: list[str] | None, error: dict[str, Any] | None, reason: str | None, how: Exit | None = None
+    ) -> bool:
+        store = self._host.store
+        events_json = None if events is None else "[" + ",".join(events) + "]"
+        error_json = None if error is None else json.dumps(error)
+
+        def complete(with_events: str | None) -> Callable[[], Awaitable[bool]]:
+            return lambda: store.complete(*self.key, self.generation, state, events=with_events, error=error_json, reason=reason)
+
+        try:
+            written = await self._persist(complete(events_json))
+        except StoreError as refusal:
+            if events_json is None:
+                raise
+            # PostgreSQL takes no NUL in a text, and has sizes of its own; Dagster's log has the events too.
+            logger.warning("the events did not fit into the completion row: %s", refusal, extra=self._about)
+            written = await self._persist(complete(None))
+        seconds = how.cpu_seconds if how else None
+        if written:
+            logger.info("the step ended: %s%s", state, f" ({reason})" if reason else "", extra=self._about)
+            logger.debug("used %s s of CPU", seconds, extra=self._about)
+        else:
+            logger.warning("the outcome (%s) came too late: the claim was no longer ours", state, extra=self._about)
+        return True
+
+    async def _mark_lost(self, reason: str) -> bool:
+        store = self._host.store
+        written = await self._persist(lambda: store.mark_lost(*self.key, self.generation, reason))
+        logger.warning("the step is lost: %s%s", reason, "" if written else " (somebody had settled it already)", extra=self._about)
+        return True
+
+    # ---- helpers ------------------------------------------------------------------------------------------------------
+
+    async def _persist(self, move: Callable[[], Awaitable[T]]) -> T:
+        """Make a move of the store, again and again while PostgreSQL is away: each gives a second time the first one's answer."""
+        delay = 0.1
+        while True:
+            try:
+                return await move()
+            except CoreError as error:
+                if not (error.retryable or isinstance(error, OperationTimeoutError)):
+                    raise
+                logger.warning("PostgreSQL is away, trying again: %s", error, extra=self._about)
+            await asyncio.sleep(random.uniform(0, delay))
+            delay = min(delay * 2, 5.0)
+
+    async def _unless_interrupted(self, work: Awaitable[T]) -> T:
+        """The result of ``work``, or ``_Interrupted`` as soon as the attempt must not start."""
+        doing = asyncio.ensure_future(work)
+        waiting = asyncio.ensure_future(self._interrupt.wait())
+        try:
+            await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if self._interrupt.is_set():
+                doing.cancel()
+                await asyncio.wait({doing})
+                if doing.cancelled() or doing.exception() is not None:
+                    raise _Interrupted
+                return doing.result()
+            return doing.result()
+        finally:
+            waiting.cancel()
+
+
+def _terminal(events: list[str] | None, step_key: str) -> str | None:
+    """The type of the last event that ends the attempt."""
+    for text in reversed(events or ()):
+        if any(f'"{name}"' in text for name in _TERMINAL):
+            event = json.loads(text)
+            if event.get("event_type_value") in _TERMINAL and event.get("step_key") == step_key:
+                return str(event["event_type_value"])
+    return None
+
+
+def _judge(
+    how: Exit, events: list[str] | None, terminal: str | None, pid: int, host: str
+) -> tuple[str, dict[str, Any] | None, str | None]:
+    """State, error and reason of a step process that died under a living worker, unasked."""
+    if terminal is not None:
+        return _TERMINAL[terminal], None, terminal if terminal == "STEP_UP_FOR_RETRY" else None
+    if how.exit_code == 0 and events is None:
+        return "succeeded", None, "see Dagster's log for its events"
+    error: dict[str, Any] = {
+        "kind": "crash",
+        "exit_code": how.exit_code,
+        "signal": how.signal,
+        "signal_name": _signal_name(how.signal),
+        "max_rss_kib": how.max_rss_kib,
+        "pid": pid,
+        "host": host,
+    }
+    error["message"] = _sentence(error)
+    return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    who = f"The step process (pid {error['pid']} on {error['host']})"
+    memory = f" Its peak memory was {error['max_rss_kib'] // 1024} MiB." if error["max_rss_kib"] else ""
+    if error["signal"] is not None:
+        cause = " The likely cause is a want of memory on the host or in its cgroup." if error["signal"] == signal.SIGKILL else ""
+        return f"{who} was killed by {error['signal_name']}.{memory}{cause}"
+    if error["exit_code"] is None:
+        return f"{who} died together with its warm parent, which can be for want of memory on the host or in its cgroup."
+    if error["exit_code"] == 0:
+        return f"{who} ended with exit code 0 and without an event that says how the step ended."
+    return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}"
+
+
+def _signal_name(signum: int | None) -> str | None:
+    if signum is None:
+        return None
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"

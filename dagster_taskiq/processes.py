@@ -1,0 +1,398 @@
+"""The worker's side of warm parents and step processes.
+
+The worker never forks: a child would inherit the sockets to PostgreSQL and keep the server from seeing that the worker died.  It starts a warm parent by exec, and the warm
+parent forks.  Each step process has a channel of its own to the worker; its end in the warm parent is closed once the child has it.
+
+All of this runs on the worker's event loop, in its main thread: a parent-death signal belongs to the *thread* that started the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from dagster_taskiq import _core
+from dagster_taskiq.errors import WarmParentError
+from dagster_taskiq.frames import READ_BYTES, FrameDecoder, FrameError, encode
+from dagster_taskiq.logs import fields
+
+logger = logging.getLogger(__name__)
+
+EVENTS_BYTES_MAX = 1024 * 1024
+"""Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could tell."""
+
+    exit_code: int | None
+    signal: int | None
+    max_rss_kib: int | None = None
+    cpu_seconds: float | None = None
+
+
+class StepProcess:
+    """One step process, from its fork to its death."""
+
+    def __init__(self, parent: WarmParentHandle, id_: int, channel: socket.socket) -> None:
+        self.id = id_
+        self.pid = 0
+        self.pid_start = ""
+        self.warnings: list[str] = []
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parent = parent
+        self._channel = channel
+        self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._events: list[str] = []
+        self._events_bytes = 0
+        self._complete = False
+        self._reading: asyncio.Task[None] | None = None
+        self._pidfd = -1
+
+    async def go(self, attempt: dict[str, Any]) -> None:
+        """Give it its attempt.  Raises ``OSError`` when it is dead already."""
+        loop = asyncio.get_running_loop()
+        self._reading = loop.create_task(self._read())
+        await loop.sock_sendall(self._channel, encode(attempt))
+
+    def dismiss(self) -> None:
+        """Let a process that has not been given an attempt leave; it has touched nothing."""
+        if self._reading is None:
+            self._channel.close()
+
+    def signal(self, signum: int) -> None:
+        """To its process group, if it still lives."""
+        self._parent.signal(self, signum)
+
+    async def wait(self) -> Exit:
+        """Until it is dead, reaped, its process group killed, and all that it has sent is read."""
+        result = await asyncio.shield(self._exited)
+        if self._reading is not None:
+            # What it has sent lies in our socket's queue and is still read.  A grandchild that left the group may hold the other end open: so end
+            # the stream from here.
+            self._channel.shutdown(socket.SHUT_RD)
+            done, _ = await asyncio.wait({self._reading}, timeout=5)
+            if not done:
+                self._reading.cancel()
+        self._channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return result
+
+    @property
+    def events(self) -> list[str] | None:
+        """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were too many bytes)."""
+        return self._events if self._complete and self._events_bytes <= EVENTS_BYTES_MAX else None
+
+    async def _read(self) -> None:
+        decoder = FrameDecoder()
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(self._channel, READ_BYTES):
+                for frame in decoder.feed(data):
+                    self._take(frame)
+        except (OSError, FrameError, KeyError) as error:
+            self._complete = False
+            logger.warning("the channel of a step process broke: %s", error, extra=fields(generation=self.id, pid=self.pid))
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        kind = frame["op"]
+        if kind == "event":
+            self._events_bytes += len(frame["event"])
+            if self._events_bytes <= EVENTS_BYTES_MAX:
+                self._events.append(frame["event"])
+            else:
+                self._events.clear()
+        elif kind == "warning":
+            self.warnings.append(frame["text"])
+        elif kind == "end":
+            self._complete = bool(frame["complete"])
+
+    def on_started(self, pid: int, pid_start: str) -> None:
+        self.pid, self.pid_start = pid, pid_start
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError:
+                pass
+        if not self.started.done():
+            self.started.set_result(None)
+
+    def on_exited(self, how: Exit) -> None:
+        if not self.started.done():
+            self.started.set_exception(WarmParentError("the step process died before it had started"))
+        if not self._exited.done():
+            self._exited.set_result(how)
+
+    def on_refused(self, error: str) -> None:
+        if not self.started.done():
+            self.started.set_exception(WarmParentError(f"no step process could be made: {error}"))
+
+    def on_orphaned(self, text: str) -> None:
+        """Its warm parent is gone, and it dies with it (parent-death signal); wait for that without being its parent."""
+        if not self.started.done():
+            self.started.set_exception(WarmParentError(text))
+        if self._exited.done():
+            return
+        if self.pid == 0 or self._pidfd < 0:
+            self._exited.set_result(Exit(None, None))
+            return
+        loop = asyncio.get_running_loop()
+
+        def dead() -> None:
+            loop.remove_reader(self._pidfd)
+            if not self._exited.done():
+                self._exited.set_result(Exit(None, None))
+
+        try:
+            # The descriptor says that the leader is still this very process, so the group is its own.
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        loop.add_reader(self._pidfd, dead)
+
+
+class WarmParentHandle:
+    """One warm parent process."""
+
+    def __init__(self, board: _core.FenceBoard, on_warning: Callable[[str], None]) -> None:
+        self._board = board
+        self._on_warning = on_warning
+        self._steps: dict[int, StepProcess] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._decoder = FrameDecoder()
+        self._sending = asyncio.Lock()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        return not self._steps
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    async def start(self, job_origin: str, instance_ref: str, isolation: str) -> None:
+        """Exec it and have it import.  Raises ``WarmParentError`` when it dies of that."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "dagster_taskiq.warm_parent"),
+                    *("--control", str(theirs.fileno()), "--board", str(self._board.fileno())),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), self._board.fileno()),
+                start_new_session=True,
+            )
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours, self._readable)
+        await self._send({"op": "load", "job_origin": job_origin, "instance_ref": instance_ref, "isolation": isolation})
+        await asyncio.shield(self._ready)
+
+    async def start_step(self, id_: int) -> StepProcess:
+        """A new step process that waits for its attempt.  Raises ``WarmParentError``."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        step = StepProcess(self, id_, ours)
+        self._steps[id_] = step
+        try:
+            with theirs:
+                await self._send({"op": "step", "id": id_}, theirs.fileno())
+            await step.started
+        except BaseException:
+            if not step.pid:
+                self._steps.pop(id_, None)
+            ours.close()
+            raise
+        return step
+
+    def signal(self, step: StepProcess, signum: int) -> None:
+        if self._control is not None and step.id in self._steps:
+            self._in_background(self._send_quietly({"op": "signal", "id": step.id, "signal": int(signum)}))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def close(self) -> None:
+        """Let it kill what it still has, and wait until it is gone."""
+        self._hang_up("the worker let its warm parent go")
+        if self._process is None:
+            return
+        try:
+            await asyncio.wait_for(self._wait_gone(), 5)
+        except asyncio.TimeoutError:
+            self._process.kill()
+            self._process.wait()
+
+    async def _wait_gone(self) -> None:
+        assert self._process is not None
+        delay = 0.002
+        while self._process.poll() is None:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 0.05)
+
+    async def _send_quietly(self, frame: dict[str, Any]) -> None:
+        try:
+            await self._send(frame)
+        except WarmParentError:
+            pass
+
+    async def _send(self, frame: dict[str, Any], descriptor: int = -1) -> None:
+        loop = asyncio.get_running_loop()
+        data = encode(frame)
+        async with self._sending:
+            control = self._control
+            if control is None:
+                raise WarmParentError("the warm parent is gone")
+            try:
+                if descriptor >= 0:
+                    sent = 0
+                    while not sent:
+                        try:
+                            sent = socket.send_fds(control, [data], [descriptor])
+                        except BlockingIOError:
+                            await asyncio.sleep(0.005)
+                    data = data[sent:]
+                if data:
+                    await loop.sock_sendall(control, data)
+            except OSError as error:
+                raise WarmParentError(f"the warm parent is gone: {error}") from error
+
+    def _readable(self) -> None:
+        assert self._control is not None
+        try:
+            data = self._control.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up("the warm parent died")
+            return
+        for frame in self._decoder.feed(data):
+            self._take(frame)
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        kind = frame["op"]
+        if kind == "ready":
+            for text in frame["warnings"]:
+                self._on_warning(text)
+            if not self._ready.done():
+                self._ready.set_result(None)
+            return
+        step = self._steps.get(frame["id"])
+        if step is None:
+            return
+        if kind == "started":
+            step.on_started(frame["pid"], frame["pid_start"])
+        elif kind == "refused":
+            self._steps.pop(step.id, None)
+            step.on_refused(frame["error"])
+        elif kind == "exited":
+            self._steps.pop(step.id, None)
+            step.on_exited(Exit(frame["exit_code"], frame["signal"], frame["max_rss_kib"], frame["cpu_seconds"]))
+
+    def _hang_up(self, text: str) -> None:
+        control, self._control = self._control, None
+        if control is None:
+            return
+        asyncio.get_running_loop().remove_reader(control)
+        control.close()
+        if not self._ready.done():
+            self._ready.set_exception(WarmParentError(f"{text} while it imported the code location"))
+            self._ready.exception()
+        for step in self._steps.values():
+            step.on_orphaned(text)
+        self._steps.clear()
+        if self._process is not None:
+            self._in_background(self._wait_gone())
+
+
+class WarmParents:
+    """The warm parents of a worker, by code location and instance; the ones that are idle longest go first when there are more than ``limit``."""
+
+    def __init__(self, board: _core.FenceBoard, *, isolation: str = "auto", limit: int = 8) -> None:
+        self._board = board
+        self._isolation = isolation
+        self._limit = limit
+        self._parents: OrderedDict[tuple[str, str, str], asyncio.Task[WarmParentHandle]] = OrderedDict()
+        self._said: set[str] = set()
+
+    async def get(self, code_location: str, job_origin: str, instance_ref: str) -> WarmParentHandle:
+        """The warm parent for this code location, ready.  Raises ``WarmParentError``; the next call tries anew."""
+        repository = json.dumps(json.loads(job_origin)["repository_origin"], sort_keys=True)
+        key = (code_location, _core.sha256_hex(repository), _core.sha256_hex(instance_ref))
+        task = self._parents.get(key)
+        if task is not None and task.done() and not (_succeeded(task) and task.result().alive):
+            await self._drop(key)
+            task = None
+        if task is None:
+            await self._make_room()
+            task = asyncio.get_running_loop().create_task(self._start(job_origin, instance_ref))
+            self._parents[key] = task
+        self._parents.move_to_end(key)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """End all of them, and the step processes that they still have."""
+        for key in list(self._parents):
+            await self._drop(key)
+
+    def warn_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
+
+    async def _start(self, job_origin: str, instance_ref: str) -> WarmParentHandle:
+        parent = WarmParentHandle(self._board, self.warn_once)
+        try:
+            await parent.start(job_origin, instance_ref, self._isolation)
+        except BaseException:
+            await parent.close()
+            raise
+        logger.info("a warm parent is ready", extra=fields(pid=parent.pid))
+        return parent
+
+    async def _make_room(self) -> None:
+        for key, task in list(self._parents.items()):
+            if len(self._parents) < self._limit:
+                return
+            if task.done() and (not _succeeded(task) or task.result().idle):
+                await self._drop(key)
+
+    async def _drop(self, key: tuple[str, str, str]) -> None:
+        task = self._parents.pop(key, None)
+        if task is None:
+            return
+        if not task.done():
+            task.cancel()
+        await asyncio.wait({task})
+        if _succeeded(task):
+            await task.result().close()
+
+
+def _succeeded(task: asyncio.Task[WarmParentHandle]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None

@@ -1,0 +1,531 @@
+"""The worker: takes step attempts from SQS queues, no more than it has slots for, and runs each in a process of its own.
+
+One event loop, in the main thread; the core's I/O thread beside it renews leases and message visibilities, so a busy event loop costs no lease.  Nothing
+polls: every queue has one long poll outstanding while there is a free slot, orders to cancel come by NOTIFY and with the heartbeat's answer.
+
+``docs/internals/worker.md`` has the processes, the descriptors and the order of things.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from taskiq import AckableMessage
+
+from dagster_taskiq import _bridge, _core, migrations, sqs
+from dagster_taskiq.attempt import RETRY_SOON, Attempt, Delivery
+from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
+from dagster_taskiq.config import CLOCK_RATE_ERROR, CLOCK_STEP, KILL_LATENCY, Settings
+from dagster_taskiq.errors import ConfigError, CoreError, PayloadError
+from dagster_taskiq.logs import fields
+from dagster_taskiq.payload import StepTask, unpack
+from dagster_taskiq.processes import WarmParents
+from dagster_taskiq.store import Claim, IdempotencyStore, worker_channel
+from dagster_taskiq.warm_parent import ISOLATIONS
+
+logger = logging.getLogger(__name__)
+
+TASK_NAME: Final = "dagster_taskiq.execute_step"
+"""Of the TaskIQ messages that bring step attempts."""
+
+WORKER_HEARTBEAT: Final = 15.0
+"""Seconds between two heartbeats of the worker's own row."""
+
+HIDE_MAX: Final = 43_200
+"""Seconds; SQS's limit from the receipt."""
+
+PARTS_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of payload parts that a worker keeps, so that the steps of a run read them once."""
+
+Foreign = Callable[[AckableMessage], Awaitable[None]]
+
+
+class SQSTaskIQWorker:
+    """A worker.  :meth:`main` runs it as a program; inside another event loop: :meth:`run` and :meth:`stop`.
+
+    ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs; None: ``settings.queue``.
+    ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
+    ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
+    ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
+    ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked lost, so that they run again elsewhere.
+    ``signing_keys``: any of them may have signed; None: ``settings.signing_key``.  ``foreign``: gets deliveries that are no step attempts and for which it
+    has a task (:class:`dagster_taskiq.receiver.StepReceiver`).
+
+    Raises ``ConfigError`` from the constructor.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        broker: SQSBroker | None = None,
+        queues: Sequence[str] | None = None,
+        slots: int = 2,
+        name: str | None = None,
+        isolation: str = "auto",
+        cancel_grace: float = 10.0,
+        drain_timeout: float = 30.0,
+        signing_keys: Sequence[str] | None = None,
+        foreign: Foreign | None = None,
+    ) -> None:
+        if not settings.database_url:
+            raise ConfigError("database_url is not set (DAGSTER_TASKIQ_DATABASE_URL): a worker needs the idempotency store's PostgreSQL.")
+        if slots < 1:
+            raise ConfigError(f"slots must be 1 or more, not {slots}.")
+        if isolation not in ISOLATIONS:
+            raise ConfigError(f"isolation must be one of {', '.join(ISOLATIONS)}, not {isolation}.")
+        if cancel_grace < 0 or drain_timeout < 0:
+            raise ConfigError("cancel_grace and drain_timeout must not be negative.")
+        self.identity = uuid.uuid4().hex
+        self.hostname = socket.gethostname()
+        self.name = name or f"{self.hostname}:{os.getpid()}"
+        self.cancel_grace = cancel_grace
+        self.drain_timeout = drain_timeout
+        self.queues = list(dict.fromkeys(queues or [settings.queue_url or settings.queue]))
+        self.slots = slots
+        self.broker = broker or SQSBroker(self.queues[0], region=settings.region, endpoint_url=settings.endpoint_url)
+        self._database_url = settings.database_url
+        self._visibility = settings.visibility_timeout
+        self._signing_keys = list(signing_keys if signing_keys is not None else filter(None, [settings.signing_key]))
+        self._isolation = isolation
+        self._foreign = foreign
+        self._boot_id = _boot_id()
+        self._beats: dict[float, _core.Beat] = {}
+        self._parts: OrderedDict[str, str] = OrderedDict()
+        self._dead_letter_urls: dict[str, str | None] = {}
+        self._attempts: dict[int, Attempt] = {}
+        self._handling: set[asyncio.Task[None]] = set()
+        self._slots = _Slots(slots, len(self.queues))
+        self._free_fences = deque(range(slots))
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+
+    # ---- life ---------------------------------------------------------------------------------------------------------
+
+    def main(self) -> None:
+        """Run until SIGTERM or SIGINT: the first drains, the second stops at once.  Blocks."""
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        loop = asyncio.get_running_loop()
+        running = loop.create_task(self.run())
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
+        try:
+            await running
+        finally:
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(signum)
+            await self.broker.shutdown()
+
+    async def run(self) -> None:
+        """Work until :meth:`stop` and the drain that follows.  The broker is started here, and shut down by the caller."""
+        await self.broker.startup()
+        core_loop = self.broker.loop
+        self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
+        await asyncio.to_thread(migrations.migrate, self.store)
+        self.board = _core.FenceBoard(self.slots)
+        self.parents = WarmParents(self.board, isolation=self._isolation)
+        unsubscribe = _bridge.subscribe(core_loop, self._on_event)
+        try:
+            await self.store.listen(worker_channel(self.identity))
+            await self._register()
+            logger.info("worker %s serves %s with %d slots", self.name, ", ".join(self.queues), self.slots, extra=fields(worker=self.identity))
+            beating = asyncio.create_task(self._beat())
+            serving = [asyncio.create_task(self._serve(queue)) for queue in self.queues]
+            await self._stopping.wait()
+            await self._drain()
+            # Long polls that are still out: an abandoned one would hide the next message.
+            await self._until_done(serving, LONG_POLL + 10)
+            await self._until_done(self._handling, 10)
+            if self._hurrying.is_set():
+                self.broker.abandon_polls()
+            for task in (*serving, beating):
+                task.cancel()
+            await asyncio.wait([*serving, beating])
+            await self._unregister()
+        finally:
+            await self.parents.close()
+            unsubscribe()
+            logger.info("worker %s has ended", self.name, extra=fields(worker=self.identity))
+
+    def stop(self) -> None:
+        """Drain: receive no more, hand back what has not started, let running steps end for up to ``drain_timeout``.  A second call does not wait for them."""
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        logger.info("draining: %d steps are running", sum(attempt.started for attempt in self._attempts.values()), extra=fields(worker=self.identity))
+        for attempt in list(self._attempts.values()):
+            attempt.hand_back()
+        await self._until_done(self._handling, self.drain_timeout)
+        for attempt in list(self._attempts.values()):
+            attempt.stop()
+        if self._handling:
+            await asyncio.wait(self._handling, timeout=10)
+        for task in self._handling:
+            task.cancel()
+
+    async def _until_done(self, tasks: Collection[asyncio.Task[None]], timeout: float) -> None:
+        """Until ``tasks`` (which may change meanwhile) are done, ``timeout`` seconds have passed or somebody hurries."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        hurry = loop.create_task(self._hurrying.wait())
+        try:
+            while not hurry.done() and loop.time() < deadline and (left := [task for task in tasks if not task.done()]):
+                await asyncio.wait({hurry, *left}, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
+
+    # ---- receiving ----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, queue: str) -> None:
+        """One queue: a long poll, for as many messages as there are free slots, as long as there is one."""
+        backoff = Backoff()
+        while True:
+            count, wait = await self._slots.take()
+            messages: list[dict[str, Any]] = []
+            pause = 0.0
+            try:
+                if self._stopping.is_set():
+                    return
+                url = await self.broker.queue_url(queue)
+                messages = await self.broker.poll(url, count, wait, self._visibility)
+                backoff.reset()
+            except CoreError as error:
+                logger.warning("receiving failed: %s", error, extra=fields(queue=queue))
+                self.broker.forget_queue_urls()
+                pause = backoff.next()
+            finally:
+                self._slots.polled(count - len(messages))
+            received_ns = _core.boot_ns()
+            for message in messages:
+                delivery = _delivery(queue, url, message, received_ns)
+                task = asyncio.create_task(self._handle(delivery, bool(message["damaged"])))
+                self._handling.add(task)
+                task.add_done_callback(self._handled)
+            if pause:
+                await self._pause(pause)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._handling.discard(task)
+        self._slots.give(1)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a delivery could not be dealt with", exc_info=task.exception())
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
+
+    # ---- deliveries ---------------------------------------------------------------------------------------------------
+
+    async def _handle(self, delivery: Delivery, damaged: bool) -> None:
+        if self._stopping.is_set():
+            await self.hide(delivery, 0)
+            return
+        if damaged:
+            await self._quarantine(delivery, "damaged", "the body's MD5 is not the one that SQS told")
+            return
+        try:
+            task = unpack(delivery.body, self._signing_keys)
+        except PayloadError as error:
+            await self._not_a_step(delivery, error)
+            return
+        try:
+            await self._take(delivery, task)
+        except CoreError as error:
+            about = fields(run_id=task.run_id, step_key=task.step_key, attempt=task.attempt, message_id=delivery.message_id)
+            logger.warning("a delivery could not be dealt with now: %s", error, extra=about)
+            await self.hide(delivery, RETRY_SOON)
+            await self._pause(Backoff(base=RETRY_SOON).next())
+
+    async def _take(self, delivery: Delivery, task: StepTask) -> None:
+        about = fields(
+            run_id=task.run_id,
+            step_key=task.step_key,
+            attempt=task.attempt,
+            message_id=delivery.message_id,
+            deliveries=delivery.receive_count,
+            queue=delivery.queue,
+        )
+        claim, claimed_ns = await self._claim(delivery, task)
+        if claim.outcome == "expired" and claim.state == "queued":
+            claim, claimed_ns = await self._claim(delivery, task)
+        if claim.outcome == "claimed" and claim.generation is not None:
+            await self._run_attempt(delivery, task, claim.generation, claimed_ns)
+        elif claim.outcome == "held":
+            left = max(0.0, claim.lease_left or 0.0)
+            logger.info("another claim holds the attempt for up to %.0f s: hiding this delivery", left, extra=about)
+            await self.hide(delivery, left + 1)
+        elif claim.outcome == "missing":
+            await self._quarantine(delivery, "missing", "no row is known for this attempt")
+        elif claim.outcome == "expired" and claim.state == "queued":
+            await self.hide(delivery, 0)
+        else:
+            logger.info("nothing to run: %s (%s)", claim.outcome, claim.state, extra=about)
+            await self.delete(delivery)
+
+    async def _claim(self, delivery: Delivery, task: StepTask) -> tuple[Claim, int]:
+        claimed_ns = _core.boot_ns()
+        claim = await self.store.claim(
+            task.run_id,
+            task.step_key,
+            task.attempt,
+            owner=self.identity,
+            nonce=uuid.uuid4().hex,
+            ttl=task.lease_ttl,
+            host=self.hostname,
+            boot_id=self._boot_id,
+            delivery_id=delivery.message_id,
+            deliveries=delivery.receive_count,
+        )
+        return claim, claimed_ns
+
+    async def _run_attempt(self, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int) -> None:
+        fence = self._free_fences.popleft()
+        attempt = Attempt(self, delivery, task, generation, claimed_ns, fence)
+        self._attempts[generation] = attempt
+        if self._stopping.is_set():
+            attempt.hand_back()
+        try:
+            await attempt.run()
+        finally:
+            del self._attempts[generation]
+            self._free_fences.append(fence)
+
+    async def _not_a_step(self, delivery: Delivery, error: PayloadError) -> None:
+        """Somebody else's task, which the broker may know; else something for the dead-letter queue."""
+        name = _task_name(delivery.body)
+        if name == TASK_NAME or name is None:
+            await self._quarantine(delivery, error.name, str(error))
+        elif self._foreign is None or self.broker.find_task(name) is None:
+            await self._quarantine(delivery, "unknown_task", f"this worker has no task {name!r}")
+        else:
+            await self._run_foreign(delivery, self._foreign)
+
+    async def _run_foreign(self, delivery: Delivery, foreign: Foreign) -> None:
+        # A label in the message would override this worker's policy of acknowledging.
+        message = json.loads(delivery.body)
+        for labels in (message.get("labels"), message.get("labels_types")):
+            if isinstance(labels, dict):
+                labels.pop("ack_type", None)
+        ackable = self.broker.ackable(
+            delivery.queue_url, {"receipt_handle": delivery.receipt_handle, "body": json.dumps(message).encode()}
+        )
+        hiding = asyncio.create_task(self._keep_hidden(delivery))
+        try:
+            await foreign(ackable)
+        finally:
+            hiding.cancel()
+
+    async def _keep_hidden(self, delivery: Delivery) -> None:
+        """Claims are renewed by the core; a task that has none is hidden from here for as long as it runs."""
+        while True:
+            await asyncio.sleep(self._visibility / 2)
+            await self.hide(delivery, self._visibility)
+
+    async def _quarantine(self, delivery: Delivery, reason: str, detail: str) -> None:
+        """To the dead-letter queue, with the reason as attributes.  Without such a queue it stays, hidden for a while: nothing is dropped silently."""
+        about = fields(queue=delivery.queue, message_id=delivery.message_id, deliveries=delivery.receive_count)
+        logger.error("a message is not to be understood (%s): %s", reason, detail, extra=about)
+        target = await self._dead_letter_url(delivery.queue_url)
+        if target is None:
+            logger.error("queue %s has no dead-letter queue: the message stays there", delivery.queue, extra=about)
+            await self.hide(delivery, DELAY_MAX)
+            return
+        entry: dict[str, Any] = {
+            "body": delivery.body,
+            "attributes": {
+                "DagsterTaskiqReason": reason,
+                "DagsterTaskiqDetail": detail[:1024] or reason,
+                "DagsterTaskiqQueue": delivery.queue_url,
+                "DagsterTaskiqMessageId": delivery.message_id,
+                "DagsterTaskiqReceiveCount": str(delivery.receive_count),
+                "DagsterTaskiqWorker": self.name,
+            },
+        }
+        if target.endswith(".fifo"):
+            entry["group_id"] = reason
+            entry["deduplication_id"] = delivery.message_id
+        try:
+            (result,) = await self.broker.client.send(target, [entry])
+            sqs.raise_for_entry(result)
+        except CoreError as error:
+            logger.error("the dead-letter queue does not take it: %s", error, extra=about)
+            await self.hide(delivery, DELAY_MAX)
+            return
+        await self.delete(delivery)
+
+    async def _dead_letter_url(self, queue_url: str) -> str | None:
+        if queue_url not in self._dead_letter_urls:
+            try:
+                self._dead_letter_urls[queue_url] = await sqs.redrive_target(self.broker.client, queue_url)
+            except CoreError as error:
+                logger.warning("the dead-letter queue of %s is not known: %s", queue_url, error)
+                return None
+        return self._dead_letter_urls[queue_url]
+
+    # ---- what attempts need -------------------------------------------------------------------------------------------
+
+    def beat_for(self, ttl: float) -> _core.Beat:
+        """The heartbeat for leases of this length: the margin of a fence goes with it."""
+        beat = self._beats.get(ttl)
+        if beat is None:
+            margin = KILL_LATENCY + ttl * 2 * CLOCK_RATE_ERROR + CLOCK_STEP
+            beat = self._beats[ttl] = _core.Beat(self.store.core, margin=margin, board=self.board, sqs=self.broker.client)
+        return beat
+
+    async def parts(self, digests: Sequence[str]) -> Mapping[str, str]:
+        """The texts of payload parts; those that PostgreSQL does not have are absent."""
+        found = {digest: self._parts[digest] for digest in digests if digest in self._parts}
+        missing = [digest for digest in digests if digest not in found]
+        if missing:
+            found.update(await self.store.get_parts(missing))
+        for digest, text in found.items():
+            self._parts[digest] = text
+            self._parts.move_to_end(digest)
+        while len(self._parts) > 1 and sum(map(len, self._parts.values())) > PARTS_BYTES:
+            self._parts.popitem(last=False)
+        return found
+
+    async def delete(self, delivery: Delivery) -> None:
+        """DeleteMessage.  A failure costs one more delivery, which finds the row terminal."""
+        try:
+            (result,) = await self.broker.client.delete(delivery.queue_url, [delivery.receipt_handle])
+            sqs.raise_for_entry(result)
+        except CoreError as error:
+            logger.warning("a message could not be deleted: %s", error, extra=fields(message_id=delivery.message_id, queue=delivery.queue))
+
+    async def hide(self, delivery: Delivery, seconds: float) -> None:
+        """Have it delivered again after ``seconds``.  A failure leaves it hidden for its visibility timeout."""
+        try:
+            (result,) = await self.broker.client.change_visibility(
+                delivery.queue_url, [(delivery.receipt_handle, min(HIDE_MAX, -int(-seconds // 1)))]
+            )
+            sqs.raise_for_entry(result)
+        except CoreError as error:
+            logger.warning("a message could not be hidden: %s", error, extra=fields(message_id=delivery.message_id, queue=delivery.queue))
+
+    # ---- events and the worker's own row ------------------------------------------------------------------------------
+
+    def _on_event(self, event: _core.Event) -> None:
+        generation = event.generation
+        if event.kind == "notification":
+            if event.channel != worker_channel(self.identity) or not (event.payload or "").isdecimal():
+                return
+            generation = int(event.payload or 0)
+        attempt = self._attempts.get(generation)
+        if attempt is None:
+            return
+        if event.kind in ("notification", "cancel"):
+            attempt.cancel()
+        elif event.kind == "lease_lost":
+            attempt.lease_lost()
+        elif event.kind == "visibility_lost":
+            logger.info("the message can no longer be hidden; the claim goes on without it", extra=fields(generation=generation))
+
+    async def _register(self) -> None:
+        await self.store.register_worker(
+            self.identity, self.name, self.hostname, os.getpid(), self._boot_id, self.queues, self.slots, ttl=4 * WORKER_HEARTBEAT
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(WORKER_HEARTBEAT)
+            try:
+                if not await self.store.heartbeat_worker(self.identity, len(self._attempts)):
+                    await self._register()
+            except CoreError as error:
+                logger.warning("the worker's heartbeat failed: %s", error, extra=fields(worker=self.identity))
+
+    async def _unregister(self) -> None:
+        try:
+            await asyncio.wait_for(self.store.remove_worker(self.identity), 5)
+        except (CoreError, asyncio.TimeoutError) as error:
+            logger.warning("the worker's row stays until its heartbeat is old: %s", error, extra=fields(worker=self.identity))
+
+
+class _Slots:
+    """Free slots, shared out fairly among the long polls of several queues.
+
+    Each poll holds as many slots as it may bring messages.  While there are fewer slots than queues that want to poll, polls are shorter, so that no queue waits for
+    long behind another's empty one.
+    """
+
+    def __init__(self, total: int, queues: int) -> None:
+        self._free = total
+        self._queues = queues
+        self._polling = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> tuple[int, int]:
+        """(slots, seconds to wait for messages) of the next poll; waits for a free slot.  :meth:`polled` tells its end."""
+        while self._free == 0:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+        others = self._queues - self._polling - 1
+        count = min(10, max(1, self._free // (others + 1)))
+        self._free -= count
+        self._polling += 1
+        return count, LONG_POLL if self._free >= others else max(1, LONG_POLL // self._queues)
+
+    def polled(self, unused: int) -> None:
+        """The poll has ended, and needs ``unused`` of its slots no more."""
+        self._polling -= 1
+        self.give(unused)
+
+    def give(self, count: int) -> None:
+        """Slots are free again."""
+        self._free += count
+        for _ in range(min(self._free, len(self._waiting))):
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _delivery(queue: str, url: str, message: Mapping[str, Any], received_ns: int) -> Delivery:
+    count = message["system_attributes"].get("ApproximateReceiveCount", "1")
+    return Delivery(
+        queue=queue,
+        queue_url=url,
+        message_id=message["message_id"],
+        receipt_handle=message["receipt_handle"],
+        body=message["body"],
+        receive_count=int(count),
+        received_ns=received_ns,
+    )
+
+
+def _task_name(body: bytes) -> str | None:
+    """Of a message that TaskIQ could read; None for any other."""
+    try:
+        message = json.loads(body)
+    except ValueError:
+        return None
+    name = message.get("task_name") if isinstance(message, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
