@@ -162,7 +162,7 @@ class WorkerHandle(ProcessHandle):
 
     def wait_until_ready(self, deadline: float = DEADLINE) -> WorkerHandle:
         """Return when the worker takes messages."""
-        self.wait_for_log(r"worker ready", deadline)
+        self.wait_for_log(r"worker \S+ serves ", deadline)
         return self
 
 

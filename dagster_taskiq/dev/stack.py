@@ -25,7 +25,7 @@ WORKER_GRACE = 15.0
 
 UI_TIMEOUT = 180.0
 
-READY_LINE = "worker ready"
+READY_LINE = " serves "
 """What a worker logs once it takes messages."""
 
 STATUS_QUERY = """{

@@ -1,0 +1,155 @@
+"""``dagster-taskiq worker``: the processes that run steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from .database import worker_table
+from .options import (
+    STATEMENT_TIMEOUT,
+    as_document,
+    config_option,
+    database_option,
+    json_option,
+    load_settings,
+    open_store,
+    resolve_database_url,
+    sqs_options,
+)
+
+
+def default_slots() -> int:
+    """One slot for each CPU that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+@click.group()
+def worker() -> None:
+    """Start a worker, or list those that run."""
+
+
+@worker.command()
+@click.option(
+    "-q",
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    help="Queue to take steps from; may be given several times, and all are served. Default: the config file, then "
+    "DAGSTER_TASKIQ_QUEUE, then `dagster`.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    help="Steps to run at the same time. Default: the number of CPUs.",
+    default=default_slots,
+)
+@config_option
+@database_option
+@sqs_options
+@click.option("-n", "--name", help="Name in logs and in `status`. Default: <host>:<pid>.")
+@click.option(
+    "-l",
+    "--loglevel",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Least severe log line to print.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the log lines.",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="On SIGTERM: how long running steps may go on; then they are killed, and run again elsewhere.",
+)
+@click.option(
+    "--cancel-grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What a cancelled step gets between SIGTERM and SIGKILL.",
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(["auto", "fork", "spawn"]),
+    default="auto",
+    show_default=True,
+    help="How a step gets its process: forked from a warm parent (fast), or a fresh one.",
+)
+def start(
+    queues: tuple[str, ...],
+    slots: int,
+    config_yaml: Path | None,
+    database_url: str | None,
+    region: str | None,
+    endpoint_url: str | None,
+    name: str | None,
+    loglevel: str,
+    log_format: str,
+    drain_timeout: float,
+    cancel_grace: float,
+    isolation: str,
+) -> None:
+    """Take steps from queues and run each in a process of its own.
+
+    SIGTERM or Ctrl-C: takes no more steps, lets the running ones end, then exits. A second one stops them at once.
+
+    \b
+    Examples:
+      dagster-taskiq worker start
+      dagster-taskiq worker start -q dagster -q dagster-gpu --slots 4
+      dagster-taskiq worker start -y executor.yaml --log-format json
+    """
+    from dagster_taskiq import logs
+    from dagster_taskiq.worker import SQSTaskIQWorker
+
+    logs.configure(json_lines=log_format == "json", level=loglevel.upper())
+    settings = load_settings(config_yaml, database_url=database_url, region=region, endpoint_url=endpoint_url)
+    settings = replace(settings, database_url=resolve_database_url(settings))
+    SQSTaskIQWorker(
+        settings,
+        queues=queues or None,
+        slots=slots,
+        name=name,
+        isolation=isolation,
+        cancel_grace=cancel_grace,
+        drain_timeout=drain_timeout,
+    ).main()
+
+
+@worker.command("list")
+@config_option
+@database_option
+@json_option
+def list_(config_yaml: Path | None, database_url: str | None, as_json: bool) -> None:
+    """List the workers that have registered, with the age of their last heartbeat.
+
+    \b
+    Example:
+      dagster-taskiq worker list --json
+    """
+    settings = load_settings(config_yaml, database_url=database_url)
+    with open_store(resolve_database_url(settings)) as store:
+        workers = store.list_workers().result(STATEMENT_TIMEOUT)
+    if as_json:
+        click.echo(json.dumps([as_document(row) for row in workers], indent=2))
+    else:
+        click.echo(worker_table(workers))
