@@ -1,0 +1,89 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "check_alloc.h"
+#include "dtq_creds.h"
+
+START_TEST(a_snapshot_lives_until_its_last_release)
+{
+    struct dtq_creds *creds = dtq_creds_new("id", "secret", "token", 1234);
+    ck_assert_ptr_nonnull(creds);
+    ck_assert_ptr_eq(dtq_creds_acquire(creds), creds);
+    dtq_creds_release(creds);
+    ck_assert_str_eq(creds->access_key_id, "id");
+    ck_assert_str_eq(creds->secret_access_key, "secret");
+    ck_assert_str_eq(creds->session_token, "token");
+    ck_assert_int_eq(creds->expires_at_s, 1234);
+    dtq_creds_release(creds);
+    dtq_creds_release(dtq_creds_acquire(NULL));
+}
+END_TEST
+
+START_TEST(an_empty_token_is_none)
+{
+    struct dtq_creds *creds = dtq_creds_new("id", "secret", "", 0);
+    ck_assert_ptr_null(creds->session_token);
+    dtq_creds_release(creds);
+}
+END_TEST
+
+static void set_or_unset(const char *name, const char *value)
+{
+    if (value)
+        setenv(name, value, 1);
+    else
+        unsetenv(name);
+}
+
+START_TEST(environment_needs_both_keys)
+{
+    static const struct {
+        const char *id, *secret;
+    } incomplete[] = {{NULL, NULL}, {"id", NULL}, {NULL, "secret"}, {"", "secret"}, {"id", ""}};
+    struct dtq_error err;
+    for (size_t i = 0; i < sizeof incomplete / sizeof incomplete[0]; i++) {
+        struct dtq_creds *creds = NULL;
+        set_or_unset("AWS_ACCESS_KEY_ID", incomplete[i].id);
+        set_or_unset("AWS_SECRET_ACCESS_KEY", incomplete[i].secret);
+        ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_CREDENTIALS);
+        ck_assert_ptr_null(creds);
+    }
+    struct dtq_creds *creds = NULL;
+    setenv("AWS_ACCESS_KEY_ID", "id", 1);
+    setenv("AWS_SECRET_ACCESS_KEY", "secret", 1);
+    unsetenv("AWS_SESSION_TOKEN");
+    ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_OK);
+    ck_assert_ptr_null(creds->session_token);
+    dtq_creds_release(creds);
+    setenv("AWS_SESSION_TOKEN", "token", 1);
+    ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_OK);
+    ck_assert_str_eq(creds->session_token, "token");
+    dtq_creds_release(creds);
+}
+END_TEST
+
+static enum dtq_code make_and_release(void *context)
+{
+    (void)context;
+    struct dtq_creds *creds = dtq_creds_new("id", "secret", "token", 0);
+    dtq_creds_release(creds);
+    return creds ? DTQ_OK : DTQ_NO_MEMORY;
+}
+
+START_TEST(survives_failing_allocations)
+{
+    run_with_failing_allocations(make_and_release, NULL);
+}
+END_TEST
+
+Suite *creds_suite(void)
+{
+    Suite *suite = suite_create("creds");
+    TCase *tcase = tcase_create("creds");
+    tcase_add_test(tcase, a_snapshot_lives_until_its_last_release);
+    tcase_add_test(tcase, an_empty_token_is_none);
+    tcase_add_test(tcase, environment_needs_both_keys);
+    tcase_add_test(tcase, survives_failing_allocations);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
