@@ -186,7 +186,7 @@ class Processes:
     """Starts processes in a folder and ends those that still run at the end of the test."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._handles: list[ProcessHandle] = []
 
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> ProcessHandle:
@@ -213,7 +213,7 @@ class Processes:
             command += ["--queue", queue]
         if config:
             # JSON is YAML.
-            path = self._folder / f"{name}.yaml"
+            path = self.folder / f"{name}.yaml"
             path.write_text(json.dumps({"execution": {"config": dict(config)}}))
             command += ["--config-yaml", str(path)]
         handle = self._started(WorkerHandle, name, [*command, *args], env)
@@ -222,7 +222,7 @@ class Processes:
     def _started(
         self, kind: Callable[..., Any], name: str, command: Sequence[str], env: Mapping[str, str] | None
     ) -> Any:
-        log = self._folder / f"{name}.log"
+        log = self.folder / f"{name}.log"
         handle = kind(name, start_process(name, command, log, env=env), log)
         self._handles.append(handle)
         return handle

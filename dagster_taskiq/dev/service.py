@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from dagster_taskiq.errors import DagsterTaskiqError
+
 KEEPER = Path(__file__).with_name("keeper.py")
 
 
-class DevServerError(Exception):
+class DevServerError(DagsterTaskiqError):
     """A server of the development stack could not be started; the text says what to do."""
 
 
