@@ -1,7 +1,7 @@
 """Schema of the idempotency store: numbered SQL files, applied in order, each in a transaction of its own.
 
-:func:`migrate` is safe to call from every process at its start: an advisory lock lets one at a time in, and an applied migration is never
-applied again.  Both functions block; from asyncio call them by ``asyncio.to_thread``.
+:func:`migrate` is safe to call from every process at its start: an advisory lock lets one at a time in, and an applied
+migration is never applied again.  The functions block; from asyncio call them by ``asyncio.to_thread``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Migration:
 def available() -> list[Migration]:
     """The migrations of this release, in order."""
     found = []
-    for entry in resources.files("dagster_taskiq").joinpath("sql", "migrations").iterdir():
+    for entry in (resources.files("dagster_taskiq") / "sql" / "migrations").iterdir():
         if entry.name.endswith(".sql"):
             number, name = entry.name.removesuffix(".sql").split("_", 1)
             found.append(Migration(int(number), name, entry.read_text(encoding="utf-8")))
@@ -42,10 +42,10 @@ def applied(store: IdempotencyStore, *, timeout: float | None = None) -> int:
 
 
 def migrate(store: IdempotencyStore, *, timeout: float | None = None) -> int:
-    """Bring the schema up to this release.  ``timeout``: seconds for each statement.  Returns the newest migration's number.
+    """Bring the schema up to this release.  ``timeout``: seconds for each statement.  Returns the newest number.
 
-    Raises ``StoreSchemaError`` when the database is newer than this release, ``StoreError`` when a migration fails (nothing of that one is
-    left behind then)."""
+    Raises ``StoreSchemaError`` when the database is newer than this release, ``StoreError`` when a migration fails
+    (nothing of that one is left behind then)."""
     migrations = available()
     newest = migrations[-1].number
     done = applied(store, timeout=timeout)
@@ -70,19 +70,18 @@ def check(store: IdempotencyStore, *, timeout: float | None = None) -> None:
     done = applied(store, timeout=timeout)
     _refuse_newer(done, newest)
     if done < newest:
+        state = f"at migration {done}, this release needs {newest}" if done else "missing in this database"
         raise StoreSchemaError(
-            f"the dagster_taskiq tables are at migration {done}, this release needs {newest}: start a worker or a run with automatic "
-            "migration, or call dagster_taskiq.migrations.migrate"
-            if done
-            else "the dagster_taskiq tables are missing in this database: start a worker or a run with automatic migration, or call "
-            "dagster_taskiq.migrations.migrate"
+            f"the dagster_taskiq tables are {state}: start a worker or a run with automatic migration, "
+            "or call dagster_taskiq.migrations.migrate"
         )
 
 
 def _refuse_newer(done: int, newest: int) -> None:
     if done > newest:
         raise StoreSchemaError(
-            f"the dagster_taskiq tables are at migration {done}, newer than this release's {newest}: upgrade dagster-taskiq in this process"
+            f"the dagster_taskiq tables are at migration {done}, newer than this release's {newest}: "
+            "upgrade dagster-taskiq in this process"
         )
 
 

@@ -171,6 +171,7 @@ class Claim:
     """Of the row after the call."""
     lease_left: float | None
     owner: str | None
+    """Of the claim that this call met or made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +381,7 @@ class IdempotencyStore:
         pid_start: str | None = None,
     ) -> _core.Operation[bool]:
         """To be called right before user code may run.  False: the claim is no longer ours, do not start.  May be
-        called again to add the process's id and its start time (any text that tells two processes with one id apart)."""
+        called again to add the process's id and its start time (any text that tells two processes of one id apart)."""
         return self._run("start", _any, run_id, step_key, attempt, generation, pid, pid_start)
 
     def renew(

@@ -70,13 +70,20 @@
 #define IN_KEYS_34(s) \
     "($3::text[] IS NULL OR (" s ".step_key, " s ".attempt) IN (SELECT k, a FROM unnest($3::text[], $4::int[]) AS asked(k, a)))"
 
+/* What an UPDATE does not change, as the locked row has it.  PostgreSQL checks constraints on the row that it builds from its snapshot before it
+ * notices that a newer version exists; built from the locked row alone, both are the same. */
+#define SET_CLAIM_OF(l) \
+    "generation = " l ".generation, lease = " l ".lease, owner = " l ".owner, nonce = " l ".nonce, worker_name = " l ".worker_name, " \
+    "host = " l ".host, boot_id = " l ".boot_id, pid = " l ".pid, pid_start = " l ".pid_start, delivery_id = " l ".delivery_id, " \
+    "deliveries = " l ".deliveries, claimed_at = " l ".claimed_at, started_at = " l ".started_at"
+
 /* Back into the queue as never claimed; generation stays as a trace.  active: SQL that says whether the run is active. */
 #define SET_REQUEUED(active) \
     "state = CASE WHEN " active " THEN 'queued' ELSE 'cancelled' END, " \
     "finished_at = CASE WHEN " active " THEN NULL ELSE now() END, " \
     "reason = CASE WHEN " active " THEN NULL ELSE 'the run was no longer active' END, " \
     "sent_at = NULL, sends = 0, lease = NULL, owner = NULL, nonce = NULL, worker_name = NULL, host = NULL, boot_id = NULL, pid = NULL, " \
-    "pid_start = NULL, delivery_id = NULL, deliveries = NULL, claimed_at = NULL, cancel_requested = false "
+    "pid_start = NULL, delivery_id = NULL, deliveries = NULL, claimed_at = NULL, started_at = NULL, cancel_requested = false "
 
 #define LEASE_ENDED_REASON(s) \
     "'the lease of worker ' || coalesce(" s ".worker_name, " s ".owner) || ' on ' || coalesce(" s ".host, 'an unknown host') || ' ended at ' || " \
@@ -122,9 +129,10 @@ static const struct dtq_statement statements[] = {
     /* run_id */
     {"cancel_run", "t", "i",
      "WITH run AS (UPDATE dagster_taskiq_runs SET state = 'cancelling' WHERE run_id = $1::text AND state <> 'ended' RETURNING run_id), "
-     "live AS (SELECT " KEY_ORDER("s") ", s.state FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
+     "live AS (SELECT s.* FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
      "AND s.state IN ('queued', 'claimed') ORDER BY " KEY_ORDER("s") " FOR UPDATE), "
-     "asked AS (UPDATE dagster_taskiq_steps s SET cancel_requested = true FROM live WHERE " SAME_ROW("s", "live") " AND live.state = 'claimed' "
+     "asked AS (UPDATE dagster_taskiq_steps s SET cancel_requested = true, state = live.state, " SET_CLAIM_OF("live") " FROM live "
+     "WHERE " SAME_ROW("s", "live") " AND live.state = 'claimed' "
      "RETURNING " TELL_WORKER("s") " AS told) "
      "SELECT (SELECT count(told) FROM asked), pg_notify(" RUN_CHANNEL("run.run_id") ", '{\"run_state\": \"cancelling\"}') FROM run"},
 
@@ -132,13 +140,13 @@ static const struct dtq_statement statements[] = {
     {"end_run", "ti", "i" STEP_COLUMN_TYPES,
      "WITH run AS (UPDATE dagster_taskiq_runs SET state = 'ended', ended_at = coalesce(ended_at, now()) "
      "WHERE run_id = $1::text AND generation = $2::bigint RETURNING run_id), "
-     "live AS (SELECT " KEY_ORDER("s") ", s.state FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
+     "live AS (SELECT s.* FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
      "AND s.state IN ('queued', 'claimed') ORDER BY " KEY_ORDER("s") " FOR UPDATE), "
      "settled AS (UPDATE dagster_taskiq_steps s SET "
-     "state = CASE live.state WHEN 'queued' THEN 'cancelled' ELSE s.state END, "
+     "state = CASE live.state WHEN 'queued' THEN 'cancelled' ELSE live.state END, "
      "finished_at = CASE live.state WHEN 'queued' THEN now() END, "
      "reason = CASE live.state WHEN 'queued' THEN 'the run ended' END, "
-     "cancel_requested = live.state = 'claimed' "
+     "cancel_requested = live.state = 'claimed', " SET_CLAIM_OF("live") " "
      "FROM live WHERE " SAME_ROW("s", "live") " RETURNING s.*, CASE live.state WHEN 'claimed' THEN " TELL_WORKER("s") " END AS told) "
      "SELECT (SELECT count(*) FROM settled WHERE state = 'cancelled'), " STEP_COLUMNS("c") ", " TELL_RUN_LOOK("run") " "
      "FROM run LEFT JOIN settled c ON c.state = 'claimed' ORDER BY c.step_key, c.attempt"},
@@ -189,9 +197,10 @@ static const struct dtq_statement statements[] = {
     /* run_id, generation, step keys or null, attempts */
     {"request_cancel", "tiTI", "tit",
      "WITH " MY_RUN ", "
-     "picked AS (SELECT " KEY_ORDER("s") ", s.state FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
+     "picked AS (SELECT s.* FROM dagster_taskiq_steps s WHERE s.run_id = (SELECT run_id FROM run) "
      "AND s.state IN ('queued', 'claimed') AND " IN_KEYS_34("s") " ORDER BY " KEY_ORDER("s") " FOR UPDATE) "
-     "UPDATE dagster_taskiq_steps s SET cancel_requested = true FROM picked WHERE " SAME_ROW("s", "picked") " AND picked.state = 'claimed' "
+     "UPDATE dagster_taskiq_steps s SET cancel_requested = true, state = picked.state, " SET_CLAIM_OF("picked") " FROM picked "
+     "WHERE " SAME_ROW("s", "picked") " AND picked.state = 'claimed' "
      "RETURNING s.step_key, s.attempt, s.owner, " TELL_WORKER("s")},
 
     /* run_id, generation -> key, new state, generation, owner, worker name, reason */
@@ -251,9 +260,10 @@ static const struct dtq_statement statements[] = {
      "worker_name = (SELECT w.name FROM dagster_taskiq_workers w WHERE w.identity = $4::text), host = $7::text, boot_id = $8::text, "
      "delivery_id = $9::text, deliveries = $10::int, claimed_at = now() "
      "FROM seen WHERE " SAME_ROW("s", "seen") " AND seen.outcome = 'claimed' RETURNING s.generation, s.state, s.lease, s.owner), "
-     "kept AS (UPDATE dagster_taskiq_steps s SET lease = greatest(s.lease, now() + " SECONDS("$6::float8") ") "
+     "kept AS (UPDATE dagster_taskiq_steps s SET state = seen.state, generation = seen.generation, "
+     "lease = greatest(seen.lease, now() + " SECONDS("$6::float8") "), owner = seen.owner, nonce = seen.nonce, claimed_at = seen.claimed_at "
      "FROM seen WHERE " SAME_ROW("s", "seen") " AND seen.outcome = 'again' RETURNING s.generation, s.state, s.lease, s.owner), "
-     "lost AS (UPDATE dagster_taskiq_steps s SET state = 'lost', finished_at = now(), reason = seen.why "
+     "lost AS (UPDATE dagster_taskiq_steps s SET state = 'lost', finished_at = now(), reason = seen.why, " SET_CLAIM_OF("seen") " "
      "FROM seen WHERE " SAME_ROW("s", "seen") " AND seen.outcome = 'expired' AND seen.started_at IS NOT NULL "
      "RETURNING s.generation, s.state, s.lease, s.owner, " TELL_RUN_ROW("s") " AS told), "
      "back AS (UPDATE dagster_taskiq_steps s SET " SET_REQUEUED("seen.active")
@@ -285,7 +295,7 @@ static const struct dtq_statement statements[] = {
     {"complete", "ttiitjjt", "b",
      "WITH step AS (SELECT s.* FROM dagster_taskiq_steps s WHERE " KEY_IS_123("s") " AND s.generation = $4::bigint FOR UPDATE), "
      "done AS (UPDATE dagster_taskiq_steps s SET state = $5::text, finished_at = now(), events = $6::text, error = $7::text, "
-     "reason = $8::text FROM step WHERE " SAME_ROW("s", "step") " AND step.state = 'claimed' "
+     "reason = $8::text, cancel_requested = step.cancel_requested, " SET_CLAIM_OF("step") " FROM step WHERE " SAME_ROW("s", "step") " AND step.state = 'claimed' "
      "AND ($5::text = 'failed' OR $5::text = 'succeeded' AND step.started_at IS NOT NULL OR $5::text = 'cancelled' AND step.cancel_requested) "
      "RETURNING s.state, " TELL_RUN_ROW("s") " AS told) "
      "SELECT (step.state = $5::text OR EXISTS (SELECT FROM done)) FROM step"},
@@ -303,7 +313,7 @@ static const struct dtq_statement statements[] = {
     /* run_id, step_key, attempt, generation, reason -> whether it is lost */
     {"mark_lost", "ttiit", "b",
      "WITH step AS (SELECT s.* FROM dagster_taskiq_steps s WHERE " KEY_IS_123("s") " AND s.generation = $4::bigint FOR UPDATE), "
-     "lost AS (UPDATE dagster_taskiq_steps s SET state = 'lost', finished_at = now(), reason = $5::text "
+     "lost AS (UPDATE dagster_taskiq_steps s SET state = 'lost', finished_at = now(), reason = $5::text, " SET_CLAIM_OF("step") " "
      "FROM step WHERE " SAME_ROW("s", "step") " AND step.state = 'claimed' RETURNING s.state, " TELL_RUN_ROW("s") " AS told) "
      "SELECT (step.state = 'lost' OR EXISTS (SELECT FROM lost)) FROM step"},
 
