@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import services  # noqa: E402
+import services
 
 KEPT = {services.DATABASE_OVERRIDE, services.SQS_OVERRIDE}
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}

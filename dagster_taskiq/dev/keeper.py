@@ -14,6 +14,7 @@ On Linux the keeper is the reaper of all descendants, also of those that left th
 itself dies with its keeper.  Elsewhere only the command's own process group is covered.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -51,18 +52,14 @@ def descendants() -> list[int]:
 
 def kill_rest(group: int) -> None:
     """SIGKILL to the command's group and to every descendant, until none is left."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         rest = descendants()
         for pid in rest:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -112,10 +109,8 @@ def main() -> int:
             os.read(wake_read, 4096)
         if deadline is None and (stop_asked or lifeline in ready):
             deadline = time.monotonic() + grace
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, stop_signal)
-            except ProcessLookupError:
-                pass
         try:
             while True:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)

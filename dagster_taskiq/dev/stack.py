@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,7 +92,7 @@ class Stack:
     def wait_for_workers(self) -> None:
         """Return when every worker takes messages."""
         for worker in self._workers:
-            worker.wait_until(lambda worker=worker: READY_LINE in worker.last_lines(1000), WORKER_TIMEOUT)
+            worker.wait_until(partial(_logged, worker, READY_LINE), WORKER_TIMEOUT)
         self._say(f"workers       {', '.join(worker.name for worker in self._workers)}")
 
     def start_ui(self, target: Sequence[str], port: int | None) -> None:
@@ -99,8 +100,8 @@ class Stack:
         port = port or free_port()
         self.ui_url = f"http://127.0.0.1:{port}"
         scripts = Path(sys.executable).parent
-        web = [scripts / "dagster-webserver", "-h", "127.0.0.1", "-p", str(port), *target]
-        daemon = [scripts / "dagster-daemon", "run", *target]
+        web: list[str | Path] = [scripts / "dagster-webserver", "-h", "127.0.0.1", "-p", str(port), *target]
+        daemon: list[str | Path] = [scripts / "dagster-daemon", "run", *target]
         for name, command in (("webserver", web), ("daemon", daemon)):
             if not Path(command[0]).exists():
                 raise DevServerError(f"{Path(command[0]).name} is missing: pip install 'dagster-taskiq[dev]'")
@@ -195,6 +196,10 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _logged(service: Service, text: str) -> bool:
+    return text in service.last_lines(1000)
 
 
 def _write_private(path: Path, text: str) -> None:
