@@ -21,7 +21,8 @@ dagster-taskiq's C core is built against libcurl, OpenSSL, libpq and cJSON, and 
 
   Debian, Ubuntu:  apt-get install gcc pkg-config libcurl4-openssl-dev libssl-dev libpq-dev libcjson-dev
   Homebrew:        brew install pkgconf curl openssl@3 libpq cjson
-                   export PKG_CONFIG_PATH="$(brew --prefix curl)/lib/pkgconfig:$(brew --prefix openssl@3)/lib/pkgconfig:$(brew --prefix libpq)/lib/pkgconfig"
+                   p=$(brew --prefix)/opt
+                   export PKG_CONFIG_PATH="$p/curl/lib/pkgconfig:$p/openssl@3/lib/pkgconfig:$p/libpq/lib/pkgconfig"
 """
 
 

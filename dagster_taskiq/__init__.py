@@ -1,7 +1,7 @@
 """Dagster steps on Amazon SQS and TaskIQ, each attempt run at most once.
 
-The public names are loaded when they are first asked for: ``import dagster_taskiq`` alone imports neither Dagster nor TaskIQ,
-starts no thread and opens no socket.
+The public names are loaded when they are first asked for: ``import dagster_taskiq`` alone imports neither Dagster nor
+TaskIQ, starts no thread and opens no socket.
 """
 
 from __future__ import annotations

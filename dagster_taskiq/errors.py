@@ -1,7 +1,8 @@
 """Every exception that dagster-taskiq raises of its own.
 
-The C core raises the classes under :class:`CoreError`; which code has which class is one table (``dagster_taskiq._core.ERROR_TABLE``).
-Wrong arguments are ``ValueError`` or ``TypeError``, as usual, and too little memory is ``MemoryError``.
+The C core raises the classes under :class:`CoreError`; which code has which class is one table
+(``dagster_taskiq._core.ERROR_TABLE``). Wrong arguments are ``ValueError`` or ``TypeError``, as usual, and too little
+memory is ``MemoryError``.
 """
 
 from __future__ import annotations
