@@ -25,8 +25,8 @@ Credentials = tuple[str, str, "str | None", int]
 
 CredentialsProvider = Callable[[], Credentials]
 
-BOTOCORE_LIFETIME: Final = 600 """Seconds that credentials are good for at least when botocore hands them out: it
-renews those that have less (its mandatory refresh)."""
+BOTOCORE_LIFETIME: Final = 600
+"""Seconds that credentials are good for at least when botocore hands them out: it renews those that have less."""
 
 MAX_RECEIVE_COUNT: Final = 10
 """Deliveries after which SQS moves a message to the dead-letter queue, unless said otherwise."""
@@ -263,7 +263,7 @@ def create_queue_pair(
     attributes: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> QueuePair:
-    """Create the queue ``name`` and its dead-letter queue ``<name>-dead``, both keeping messages for 14 days. 
+    """Create the queue ``name`` and its dead-letter queue ``<name>-dead``, both keeping messages for 14 days.
     Blocking.
 
     ``attributes``: further ones of the queue itself, as in the "Amazon SQS API Reference".  Nothing changes when both
