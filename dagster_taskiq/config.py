@@ -2,14 +2,15 @@
 
 Precedence: a value in the config block, else the environment, else the default.
 
-**The margin.** A step process must be dead before its lease ends on PostgreSQL's clock, so it is killed ``margin`` seconds before the lease could
-end.  The margin covers what a lease cannot see::
+**The margin.** A step process must be dead before its lease ends on PostgreSQL's clock, so it is killed ``margin``
+seconds before the lease could end.  The margin covers what a lease cannot see::
 
     margin >= kappa + ttl * (rho_db + rho_worker) + sigma
 
-``kappa`` is the time from the kernel timer to the death of the process, the ``rho`` are the rate errors of PostgreSQL's clock and of the worker's, and
-``sigma`` is the largest forward step of PostgreSQL's wall clock within one lease (a fail-over to a host with another clock included).  Commit delay and
-lost replies add nothing: the deadline counts from before the last *confirmed* renewal was sent.  The rates used here add up to 8 % (chrony slews a clock by
+``kappa`` is the time from the kernel timer to the death of the process, the ``rho`` are the rate errors of
+PostgreSQL's clock and of the worker's, and ``sigma`` is the largest forward step of PostgreSQL's wall clock within one
+lease (a fail-over to a host with another clock included).  Commit delay and lost replies add nothing: the deadline
+counts from before the last *confirmed* renewal was sent.  The rates used here add up to 8 % (chrony slews a clock by
 at most 8.3 %).
 
 **Liveness.** A worker must be able to miss a few heartbeats and one slow reconnect without losing its steps::
@@ -27,6 +28,7 @@ from typing import Any, Final
 
 import yaml
 from dagster import Field, Float, Int, Noneable, StringSource, multiprocess_executor
+
 from dagster_taskiq.errors import ConfigError
 
 KILL_LATENCY: Final = 0.25
@@ -50,7 +52,8 @@ MAX_VISIBILITY: Final = 43_200
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The shared settings.  Times in seconds; a combination that cannot keep the protocol's promises raises ``ConfigError``, which names the settings."""
+    """The shared settings.  Times in seconds; a combination that cannot keep the protocol's promises raises
+    ``ConfigError``, which names the settings."""
 
     queue: str = "dagster"
     queue_url: str | None = None
@@ -75,14 +78,15 @@ class Settings:
         needed = MISSED_HEARTBEATS * self.heartbeat_interval + WORST_RENEWAL
         if slack <= needed:
             raise ConfigError(
-                f"lease_ttl ({self.lease_ttl:g} s) is too short for heartbeat_interval ({self.heartbeat_interval:g} s): less the safety margin of"
-                f" {self.margin:.2f} s it leaves {slack:.2f} s, and {MISSED_HEARTBEATS} heartbeats and a reconnect take {needed:g} s."
-                " Raise lease_ttl or lower heartbeat_interval."
+                f"lease_ttl ({self.lease_ttl:g} s) is too short for heartbeat_interval ({self.heartbeat_interval:g} s):"
+                f" less the safety margin of {self.margin:.2f} s it leaves {slack:.2f} s, and {MISSED_HEARTBEATS}"
+                " heartbeats"
+                f" and a reconnect take {needed:g} s. Raise lease_ttl or lower heartbeat_interval."
             )
         if self.visibility_timeout <= 2 * self.heartbeat_interval:
             raise ConfigError(
-                f"visibility_timeout ({self.visibility_timeout} s) must be more than twice heartbeat_interval ({self.heartbeat_interval:g} s),"
-                " with which it is renewed."
+                f"visibility_timeout ({self.visibility_timeout} s) must be more than twice heartbeat_interval"
+                f" ({self.heartbeat_interval:g} s), with which it is renewed."
             )
 
     def _check_ranges(self) -> None:
@@ -98,7 +102,9 @@ class Settings:
         if self.worker_loss_retries < 0:
             raise ConfigError(f"worker_loss_retries must be 0 or more, not {self.worker_loss_retries}.")
         if not 0 < self.visibility_timeout <= MAX_VISIBILITY:
-            raise ConfigError(f"visibility_timeout must be 1..{MAX_VISIBILITY} s (SQS's limit), not {self.visibility_timeout}.")
+            raise ConfigError(
+                f"visibility_timeout must be 1..{MAX_VISIBILITY} s (SQS's limit), not {self.visibility_timeout}."
+            )
         if not self.queue:
             raise ConfigError("queue must have a name.")
 
@@ -109,13 +115,17 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from a config block (of a job, or of a worker's YAML).  Raises ``ConfigError`` for a name that no setting has."""
-        known = {f.name for f in fields(cls)} - {"backoff_base", "backoff_cap"}
-        unknown = set(config) - known - {"backoff", *EXECUTOR_ONLY}
+        """Settings from a config block (of a job, or of a worker's YAML).  Raises ``ConfigError`` for a name that no
+        setting has."""
+        own = {f.name for f in fields(cls)} - {"backoff_base", "backoff_cap"}
+        known = own | {"backoff", *EXECUTOR_ONLY}
+        unknown = set(config) - known
         if unknown:
-            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}. Known are: {', '.join(sorted(known | {'backoff', *EXECUTOR_ONLY}))}.")
-        values: dict[str, Any] = {name: environ[variable] for name, variable in ENVIRONMENT.items() if environ.get(variable)}
-        values.update((name, config[name]) for name in known if config.get(name) is not None)
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}. Known are: {', '.join(sorted(known))}.")
+        values: dict[str, Any] = {
+            name: environ[variable] for name, variable in ENVIRONMENT.items() if environ.get(variable)
+        }
+        values.update((name, config[name]) for name in own if config.get(name) is not None)
         for name in NULLABLE & set(config):
             values[name] = config[name]
         for name, value in (config.get("backoff") or {}).items():
@@ -138,7 +148,9 @@ EXECUTOR_ONLY: Final = ("retries", "step_dependency_config")
 """Entries of the block that only the executor reads, as Dagster's own executors define them."""
 
 WHOLE: Final = frozenset({"max_concurrent", "visibility_timeout", "worker_loss_retries"})
-REAL: Final = frozenset({"lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap", "no_worker_warning", "no_worker_timeout"})
+REAL: Final = frozenset(
+    {"lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap", "no_worker_warning", "no_worker_timeout"}
+)
 
 NULLABLE: Final = frozenset({"no_worker_warning"})
 """Settings for which an explicit null differs from leaving them out."""
@@ -156,7 +168,8 @@ def _converted(name: str, value: Any) -> Any:
 
 
 def load_yaml(path: str | Path, *, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The block ``execution: config:`` of a YAML file, with each ``{env: NAME}`` replaced.  Raises ``ConfigError`` naming file and entry."""
+    """The block ``execution: config:`` of a YAML file, with each ``{env: NAME}`` replaced.  Raises ``ConfigError``
+    naming file and entry."""
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -191,7 +204,8 @@ def _from_dagster(names: Sequence[str]) -> dict[str, Field]:
 
 
 def executor_config_schema() -> dict[str, Any]:
-    """The executor's config schema.  Nothing has a default value here, so that the environment comes before :class:`Settings`' defaults."""
+    """The executor's config schema.  Nothing has a default value here, so that the environment comes before
+    :class:`Settings`' defaults."""
 
     def optional(dagster_type: Any, description: str) -> Field:
         return Field(dagster_type, is_required=False, description=description)
@@ -199,12 +213,17 @@ def executor_config_schema() -> dict[str, Any]:
     return {
         **_from_dagster(("retries", "tag_concurrency_limits", "step_dependency_config")),
         "queue": optional(StringSource, "Name of the SQS queue. Default: DAGSTER_TASKIQ_QUEUE, else `dagster`."),
-        "queue_url": optional(StringSource, "URL of that queue, where its name cannot be looked up. Default: DAGSTER_TASKIQ_QUEUE_URL."),
+        "queue_url": optional(
+            StringSource, "URL of that queue, where its name cannot be looked up. Default: DAGSTER_TASKIQ_QUEUE_URL."
+        ),
         "region": optional(StringSource, "AWS region. Default: AWS_REGION, AWS_DEFAULT_REGION."),
-        "endpoint_url": optional(StringSource, "SQS endpoint. Default: AWS_ENDPOINT_URL_SQS, AWS_ENDPOINT_URL, else the region's."),
+        "endpoint_url": optional(
+            StringSource, "SQS endpoint. Default: AWS_ENDPOINT_URL_SQS, AWS_ENDPOINT_URL, else the region's."
+        ),
         "database_url": optional(
             StringSource,
-            "PostgreSQL URL of the idempotency store. Default: DAGSTER_TASKIQ_DATABASE_URL, else the Dagster instance's own PostgreSQL.",
+            "PostgreSQL URL of the idempotency store. Default: DAGSTER_TASKIQ_DATABASE_URL, else the Dagster instance's"
+            " own PostgreSQL.",
         ),
         "max_concurrent": optional(Noneable(Int), "Steps of a run that may be in flight at once. Default: no limit."),
         "visibility_timeout": optional(Int, "Seconds for which a delivery stays hidden between renewals. Default: 60."),
@@ -213,16 +232,23 @@ def executor_config_schema() -> dict[str, Any]:
         "worker_loss_retries": optional(Int, "How often a step is run again after its worker was lost. Default: 2."),
         "backoff": optional(
             {
-                "base": optional(Float, "Seconds before a step that nobody took is sent again; doubles each time. Default: 30."),
+                "base": optional(
+                    Float, "Seconds before a step that nobody took is sent again; doubles each time. Default: 30."
+                ),
                 "cap": optional(Float, "Seconds; the longest such wait. Default: 600."),
             },
             "When a step that waits in the queue is sent once more.",
         ),
         "no_worker_warning": optional(
-            Noneable(Float), "Seconds after which an event warns that no worker serves a step's queue; null: never. Default: 60."
+            Noneable(Float),
+            "Seconds after which an event warns that no worker serves a step's queue; null: never. Default: 60.",
         ),
         "no_worker_timeout": optional(
-            Noneable(Float), "Seconds after which a step fails because no worker serves its queue. Default: null, which means never."
+            Noneable(Float),
+            "Seconds after which a step fails because no worker serves its queue. Default: null, which means never.",
         ),
-        "signing_key": optional(Noneable(StringSource), "Key with which messages are signed. Default: DAGSTER_TASKIQ_SIGNING_KEY, else unsigned."),
+        "signing_key": optional(
+            Noneable(StringSource),
+            "Key with which messages are signed. Default: DAGSTER_TASKIQ_SIGNING_KEY, else unsigned.",
+        ),
     }

@@ -1,9 +1,9 @@
 """What an executor tells a worker about one step attempt, and what a worker makes of it.
 
-A :class:`StepTask` travels in one SQS message (``_core.encode_step_task``).  Its *parts* are JSON texts that may be large or are the same for every step of
-a run: small ones travel inside the message, others are stored once in PostgreSQL under their SHA-256 and only named in the message.  The instance
-reference is always stored, never sent: it can hold database passwords.
-"""
+A :class:`StepTask` travels in one SQS message (``_core.encode_step_task``).  Its *parts* are JSON texts that may be
+large or are the same for every step of a run: small ones travel inside the message, others are stored once in
+PostgreSQL under their SHA-256 and only named in the message.  The instance reference is always stored, never sent: it
+can hold database passwords."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dagster_taskiq.errors import PayloadError
-
 from dagster_taskiq import _core
+from dagster_taskiq.errors import PayloadError
 
 INLINE_BYTES: Final = 16 * 1024
 """Larger parts are stored in PostgreSQL."""
@@ -32,9 +31,11 @@ StoredPart = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """One step attempt.  ``lease_ttl``, ``heartbeat`` and ``visibility`` in seconds; ``sent_at`` is the sender's wall clock, for people only.
+    """One step attempt.  ``lease_ttl``, ``heartbeat`` and ``visibility`` in seconds; ``sent_at`` is the sender's wall
+    clock, for people only.
 
-    ``attempt`` is the real one.  The known state may count fewer: attempts that were lost with their worker do not use up the op's retry policy."""
+    ``attempt`` is the real one.  The known state may count fewer: attempts that were lost with their worker do not use
+    up the op's retry policy."""
 
     run_id: str
     step_key: str
@@ -56,7 +57,8 @@ class StepTask:
 
 
 def spill(texts: Mapping[str, str], stored: dict[str, str]) -> dict[str, str | StoredPart]:
-    """Parts as a message carries them; the texts that must be in PostgreSQL before it is sent are added to ``stored`` by their digest."""
+    """Parts as a message carries them; the texts that must be in PostgreSQL before it is sent are added to ``stored``
+    by their digest."""
     parts: dict[str, str | StoredPart] = {}
     for name, text in texts.items():
         size = len(text.encode())
@@ -74,7 +76,9 @@ def pack(task: StepTask, *, signing_key: str | None = None) -> bytes:
     fields: dict[str, Any] = {name: getattr(task, name) for name in _PLAIN}
     fields["settings"] = json.dumps({"retry_mode": task.retry_mode})
     fields["parts"] = dict(task.parts)
-    return _core.encode_step_task(fields, task_id=uuid.uuid4().hex, signing_key=signing_key.encode() if signing_key else None)
+    return _core.encode_step_task(
+        fields, task_id=uuid.uuid4().hex, signing_key=signing_key.encode() if signing_key else None
+    )
 
 
 def unpack(message: bytes | str, signing_keys: Sequence[str] = ()) -> StepTask:

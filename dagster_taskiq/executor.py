@@ -1,0 +1,76 @@
+"""The Dagster executor: each step attempt travels over SQS to a worker and runs there in a process of its own.
+
+Use it as a job's executor::
+
+    @job(executor_def=taskiq_executor)
+    def my_job(): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dagster import (
+    DagsterEvent,
+    DagsterUnmetExecutorRequirementsError,
+    Executor,
+    InitExecutorContext,
+    executor,
+    multiple_process_executor_requirements,
+)
+
+from dagster_taskiq import _dagster
+from dagster_taskiq.config import Settings, executor_config_schema
+from dagster_taskiq.orchestration import RunOrchestration
+
+
+class TaskIQExecutor(Executor):
+    """What :data:`taskiq_executor` makes for a run.  ``settings`` are shared with the workers; the rest is
+    Dagster's."""
+
+    def __init__(self, settings: Settings, retries: Any, step_dependency_config: Any = None) -> None:
+        self.settings = settings
+        self._retries = retries
+        self._step_dependency_config = step_dependency_config
+
+    @property
+    def retries(self) -> Any:
+        return self._retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        return self._step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
+        """Run the plan.  Raises ``ConfigError``, ``SqsError`` or ``StoreError`` where the run cannot go on; Dagster
+        makes it the run's failure."""
+        if not execution_plan.artifacts_persisted:
+            raise DagsterUnmetExecutorRequirementsError(
+                "taskiq_executor runs each step in another process, mostly on another machine: the outputs of"
+                " this job's steps"
+                " are kept in memory, where no other process finds them. Use an IO manager that stores them"
+                " (fs_io_manager"
+                " on a shared file system, or object storage)."
+            )
+        return RunOrchestration(
+            self, self.settings, self._step_dependency_config, plan_context, execution_plan
+        ).events()
+
+
+@executor(
+    name="taskiq",
+    config_schema=executor_config_schema(),
+    requirements=multiple_process_executor_requirements(),
+)
+def taskiq_executor(init_context: InitExecutorContext) -> TaskIQExecutor:
+    """Runs each step on a worker that is reached over SQS."""
+    config = init_context.executor_config
+    return TaskIQExecutor(
+        Settings.from_config(config),
+        _dagster.retry_mode(next(iter(config["retries"])).upper()),
+        _dagster.step_dependency_config(config.get("step_dependency_config")),
+    )
+
+
+DagsterTaskIQJobExecutor = taskiq_executor

@@ -1,0 +1,549 @@
+"""One run under the executor: Dagster's plan on one side, the coordinator's rows and messages on the other.
+
+Everything that becomes an event of the run goes through here.  The order after a loss: the row is lost, the step's
+connections to Dagster's event log are ended, the log is read, and only then is decided: an end that is in the log is
+adopted, otherwise the step is run again or has failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+from dagster import (
+    DagsterEvent,
+    DagsterExecutionInterruptedError,
+    DagsterRunStatus,
+    Executor,
+    MetadataValue,
+    serialize_value,
+)
+
+from dagster_taskiq import _dagster, payload, tags
+from dagster_taskiq._core import Loop
+from dagster_taskiq.config import Settings
+from dagster_taskiq.coordinator import (
+    Cancelling,
+    Ended,
+    Message,
+    Notice,
+    Refused,
+    Rejected,
+    RunCoordinator,
+    Trouble,
+    Unserved,
+    Untaken,
+)
+from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
+from dagster_taskiq.migrations import migrate
+from dagster_taskiq.sqs import make_client
+from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
+
+SUBMIT: Final = 10
+"""Steps that get their rows and messages together."""
+
+NEUTRAL_LIMIT: Final[Mapping[str, Any]] = {"key": "dagster-taskiq/no-such-tag", "limit": 1_000_000}
+"""A tag limit that limits nothing: the list may not be empty when the plan starts, else what is put into it later has
+no effect."""
+
+
+def database_url_of(settings: Settings, plan_context: Any) -> str:
+    """The idempotency store's URL: as configured, else the Dagster instance's PostgreSQL.  Raises ``ConfigError``."""
+    url = settings.database_url or _dagster.instance_postgres_url(plan_context.instance)
+    if url is None:
+        raise ConfigError(
+            "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which"
+            " would be the default."
+            " Set database_url in the executor's config or DAGSTER_TASKIQ_DATABASE_URL."
+        )
+    return url
+
+
+class RunOrchestration:
+    """Drives one run to its end; :meth:`events` is the executor's generator."""
+
+    def __init__(
+        self, executor: Executor, settings: Settings, dependency_config: Any, plan_context: Any, plan: Any
+    ) -> None:
+        self._executor = executor
+        self._settings = settings
+        self._context = plan_context
+        self._instance = plan_context.instance
+        self._run = plan_context.dagster_run
+        self._plan = plan
+        self._dependency_config = dependency_config
+        self._pools = _dagster.PoolSlots(self._instance, self._run)
+        self._limits: list[dict[str, Any]] = [dict(NEUTRAL_LIMIT)]
+        self._losses: dict[str, int] = {}
+        self._retry_times: dict[str, float] = {}
+        self._first: set[str] = set()
+        self._ready: list[str] = []
+        self._sent: dict[str, Any] = {}
+        self._known_states = _dagster.KnownStates()
+        self._stopping = False
+        self._texts = {
+            payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),
+            payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
+        }
+        self._code_location = _dagster.code_location_of(self._run)
+        self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
+
+    # ---- from the first event to the last ---------------------------------------------------------------------------
+
+    def events(self) -> Iterator[DagsterEvent]:
+        with ExitStack() as stack:
+            self._coordinator = self._connect(stack)
+            row = self._coordinator.begin()
+            if row.state == "ended":
+                raise DagsterTaskiqError(
+                    f"run {self._run.run_id} has ended already; its steps cannot be taken up again."
+                )
+            stack.enter_context(_application_name(run_application_name(row.generation)))
+            settle = stack.enter_context(ExitStack())
+            settle.callback(self._coordinator.end)
+            yield _dagster.engine_event(
+                self._context,
+                f"Sending steps to queue {self._settings.queue!r} (run worker pid {os.getpid()}, coordinator generation"
+                f" {row.generation}).",
+                {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
+            )
+            stack.enter_context(self._pools)
+            active = stack.enter_context(
+                _dagster.start_plan(
+                    self._plan,
+                    sort_key=self._sort_key,
+                    tag_concurrency_limits=self._limits,
+                    pools=self._pools,
+                    step_dependency_config=self._dependency_config,
+                )
+            )
+            self._active = active
+            if row.previous_generation is not None:
+                yield from self._take_over(row.previous_generation)
+            self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
+            yield from self._drive(settle)
+
+    def _connect(self, stack: ExitStack) -> RunCoordinator:
+        settings = self._settings
+        url = database_url_of(settings, self._context)
+        loop = Loop()
+        stack.callback(loop.close)
+        store = IdempotencyStore(loop, url, application_name="dagster-taskiq-coordinator")
+        migrate(store)
+        log_url = _dagster.instance_postgres_url(self._instance)
+        log_stores = [store]
+        if log_url is not None and log_url != url:
+            log_stores.append(IdempotencyStore(loop, log_url, application_name="dagster-taskiq-coordinator"))
+        return RunCoordinator(
+            settings,
+            self._run.run_id,
+            loop=loop,
+            store=store,
+            log_stores=log_stores,
+            sqs=make_client(loop, region=settings.region, endpoint=settings.endpoint_url),
+            make_message=self._message,
+            wake_fd=stack.enter_context(_signal_wakeup()),
+        )
+
+    def _drive(self, settle: ExitStack) -> Iterator[DagsterEvent]:
+        coordinator = self._coordinator
+        while True:
+            if self._active.check_for_interrupts():
+                if self._stopping:
+                    raise DagsterExecutionInterruptedError()
+                yield from self._interrupted(settle)
+            if not self._stopping:
+                yield from self._advance()
+                if self._active.is_complete:
+                    break
+            elif not coordinator.in_flight:
+                break
+            yield from self._handle(coordinator.wait(self._patience()))
+        if self._stopping:
+            yield _dagster.engine_event(self._context, "No step of this run is running any more.")
+            raise DagsterExecutionInterruptedError()
+        yield _dagster.engine_event(self._context, f"All steps have ended (run worker pid {os.getpid()}).")
+
+    def _advance(self) -> Iterator[DagsterEvent]:
+        """Send what may run now; skip what has to be skipped, which can make further steps ready."""
+        while True:
+            self._ready.clear()
+            limit = self._settings.max_concurrent
+            room = None if limit is None else max(0, limit - len(self._sent))
+            steps = self._active.get_steps_to_execute(limit=room)
+            yield from self._active.concurrency_event_iterator(self._context)
+            yield from self._submit(steps)
+            skipped = list(self._active.plan_events_iterator(self._context))
+            yield from skipped
+            if not steps and not skipped:
+                return
+
+    def _patience(self) -> float | None:
+        """Seconds until a step may be ready without anything having happened; None: never."""
+        if self._stopping:
+            return None
+        pauses = [moment - time.time() + 0.01 for moment in self._retry_times.values()]
+        if self._pools.has_pending_claims():
+            pauses.append(self._pools.interval_to_next_pending_claim_check())
+        return max(0.02, min(pauses)) if pauses else None
+
+    # ---- stopping ---------------------------------------------------------------------------------------------------
+
+    def _interrupted(self, settle: ExitStack) -> Iterator[DagsterEvent]:
+        """SIGINT or SIGTERM."""
+        running = {"steps_in_flight": str(sorted(self._sent))}
+        status = self._instance.get_run_by_id(self._run.run_id).status
+        asked = status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+        if not asked and self._instance.run_will_resume(self._run.run_id):
+            settle.pop_all()
+            self._active.mark_interrupted()
+            yield _dagster.engine_event(
+                self._context,
+                "The run worker was told to stop. Its steps go on: another run worker will take the run over.",
+                running,
+            )
+            raise DagsterExecutionInterruptedError()
+        yield _dagster.engine_event(
+            self._context, "The run worker was told to stop: stopping the running steps.", running
+        )
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._active.mark_interrupted()
+        self._coordinator.cancel()
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    def _sort_key(self, step: Any) -> tuple[int, int]:
+        """Asked of every step that could run now, each time the plan is asked for steps."""
+        self._ready.append(step.key)
+        return (0 if step.key in self._first else 1), -tags.priority_of(step.tags, self._run.tags)
+
+    def _submit(self, steps: Sequence[Any]) -> Iterator[DagsterEvent]:
+        for start in range(0, len(steps), SUBMIT):
+            attempts = []
+            for step in steps[start : start + SUBMIT]:
+                attempt = self._next_attempt(step.key)
+                queue = tags.queue_of(step.tags, self._run.tags, self._settings.queue)
+                self._sent[step.key] = step
+                self._retry_times.pop(step.key, None)
+                attempts.append((step.key, attempt, queue))
+                yield _dagster.step_worker_starting(
+                    self._context.for_step(step),
+                    f'Sending step "{step.key}" to queue "{queue}" (attempt {attempt}).',
+                    {"queue": queue, _dagster.ATTEMPT_METADATA: attempt},
+                )
+            self._coordinator.submit(attempts)
+            self._coordinator.poll()
+
+    def _next_attempt(self, step_key: str) -> int:
+        return int(self._active.retry_state.get_attempt_count(step_key)) + 1
+
+    def _message(self, step_key: str, attempt: int) -> Message:
+        step = self._sent[step_key]
+        stored: dict[str, str] = {}
+        settings = self._settings
+        known_state = self._known_states.text(self._active, step, self._losses.get(step_key, 0))
+        parts = payload.spill({**self._texts, payload.KNOWN_STATE: known_state}, stored)
+        task = payload.StepTask(
+            run_id=self._run.run_id,
+            step_key=step_key,
+            attempt=attempt,
+            job_name=self._run.job_name,
+            queue=tags.queue_of(step.tags, self._run.tags, settings.queue),
+            code_location=self._code_location,
+            lease_ttl=settings.lease_ttl,
+            heartbeat=settings.heartbeat_interval,
+            visibility=settings.visibility_timeout,
+            sent_at=time.time(),
+            retry_mode=self._step_retry_mode,
+            parts=parts,
+        )
+        return Message(payload.pack(task, signing_key=settings.signing_key), stored)
+
+    # ---- outcomes ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, notices: Sequence[Notice]) -> Iterator[DagsterEvent]:
+        yield from self._settle([notice for notice in notices if isinstance(notice, Ended)])
+        for notice in notices:
+            if isinstance(notice, Cancelling):
+                if not self._stopping:
+                    yield _dagster.engine_event(
+                        self._context, "The run is being cancelled: stopping the running steps."
+                    )
+                    self._stop()
+            elif isinstance(notice, Refused):
+                self._forget(notice.step_key)
+            elif isinstance(notice, Trouble):
+                yield _dagster.engine_event(self._context, notice.message)
+            elif isinstance(notice, Unserved):
+                yield from self._unserved(notice)
+            elif isinstance(notice, Untaken):
+                reason = (
+                    f"{notice.sends} messages were sent for the step, and no worker claimed it. Its messages may"
+                    " be in the"
+                    " dead-letter queue of the step's queue, each with the reason."
+                )
+                yield self._fail(notice.step_key, reason)
+            elif isinstance(notice, Rejected):
+                yield self._fail(notice.step_key, f"SQS refused the step's message: {notice.reason}")
+
+    def _unserved(self, notice: Unserved) -> Iterator[DagsterEvent]:
+        hint = (
+            f"No worker serves queue {notice.queue!r}, where steps have waited for up to {notice.waited:.0f} s."
+            " Start one"
+            f" with `dagster-taskiq worker start --queue {notice.queue}` and the same database and SQS settings"
+            " as this run's."
+        )
+        if not notice.attempts:
+            yield _dagster.engine_event(self._context, hint, {"queue": notice.queue, "steps_waiting": notice.waiting})
+        for step_key, _ in notice.attempts:
+            yield self._fail(step_key, hint)
+
+    def _settle(self, ended: Sequence[Ended]) -> Iterator[DagsterEvent]:
+        """Turn terminal rows into events of the run."""
+        events = {notice: _dagster.events_of_json(notice.outcome.events or "[]") for notice in ended}
+        silent = [
+            notice
+            for notice in ended
+            if notice.outcome.claimed_at is not None and _dagster.terminal_event(events[notice]) is None
+        ]
+        if silent:
+            self._coordinator.fence(
+                notice.outcome.generation for notice in silent if notice.outcome.generation is not None
+            )
+            keys = {notice: (notice.outcome.step_key, notice.outcome.attempt) for notice in silent}
+            logged = _dagster.attempt_events(self._instance, self._run.run_id, keys.values())
+            events.update((notice, logged[key]) for notice, key in keys.items())
+        for notice in ended:
+            yield from self._settle_one(notice, events[notice])
+
+    def _settle_one(self, notice: Ended, events: list[DagsterEvent]) -> Iterator[DagsterEvent]:
+        outcome = notice.outcome
+        step_key = outcome.step_key
+        context = self._context.for_step(self._active.get_step_by_key(step_key))
+        yield from events
+        if outcome.claimed_at is None:
+            yield _dagster.engine_event(
+                context, f'Step "{step_key}" never started: {outcome.reason}.', {"queue": notice.queue}
+            )
+            self._forget(step_key)
+            if not self._stopping:
+                self._stop()
+            return
+        yield _dagster.engine_event(context, _story(outcome), _details(notice))
+        terminal = _dagster.terminal_event(events)
+        if terminal is None:
+            terminal = self._decide(context, notice, events)
+            yield terminal
+        self._feed(events, terminal)
+
+    def _decide(self, context: Any, notice: Ended, events: list[DagsterEvent]) -> DagsterEvent:
+        """The event that ends an attempt whose process could not log one."""
+        outcome = notice.outcome
+        step_key = outcome.step_key
+        if outcome.state == "lost" and not self._stopping:
+            losses = self._losses[step_key] = self._losses.get(step_key, 0) + 1
+            worker = outcome.worker_name or outcome.owner
+            lost = f'Attempt {outcome.attempt} of step "{step_key}" was lost with worker {worker}: {outcome.reason}.'
+            if losses <= self._settings.worker_loss_retries:
+                return _dagster.step_lost_event(context, f"{lost} The step runs again.")
+            again = f" It has been lost {losses} times; worker_loss_retries is {self._settings.worker_loss_retries}."
+            return _dagster.step_failure_event(context, _dagster.error_info(lost + again, _dagster.LOST_ERROR))
+        if self._stopping or outcome.state == "cancelled":
+            why = f'Step "{step_key}" was stopped because the run is ending ({outcome.reason or outcome.state}).'
+            return _dagster.step_failure_event(context, _dagster.error_info(why, "DagsterExecutionInterruptedError"))
+        init = next((event for event in events if event.is_resource_init_failure), None)
+        error = (
+            init.engine_event_data.error
+            if init is not None
+            else _dagster.error_info(_crash(outcome), "StepProcessCrashed")
+        )
+        known = self._known_states.known(self._active, context.step, self._losses.get(step_key, 0))
+        return _dagster.failure_or_retry_event(self._executor, context, error, known)
+
+    def _feed(self, events: Sequence[DagsterEvent], terminal: DagsterEvent) -> None:
+        """Tell the plan how a step ended.  Outputs count only when the attempt was the last one."""
+        step_key = str(terminal.step_key)
+        if terminal.is_step_skipped:
+            self._active.mark_skipped(step_key)
+            self._pools.free_step(step_key)
+        else:
+            if not terminal.is_step_up_for_retry:
+                for event in events:
+                    if event.is_successful_output:
+                        self._active.handle_event(event)
+            self._active.handle_event(terminal)
+            if terminal.is_step_up_for_retry and terminal.step_retry_data.seconds_to_wait:
+                self._retry_times[step_key] = time.time() + terminal.step_retry_data.seconds_to_wait
+        self._sent.pop(step_key, None)
+
+    def _fail(self, step_key: str, reason: str) -> DagsterEvent:
+        context = self._context.for_step(self._active.get_step_by_key(step_key))
+        event = _dagster.step_failure_event(context, _dagster.error_info(reason, "StepNeverStarted"))
+        self._feed((), event)
+        return event
+
+    def _forget(self, step_key: str) -> None:
+        """A step that never started in a run that ends."""
+        self._sent.pop(step_key, None)
+        self._pools.free_step(step_key)
+
+    # ---- taking over ------------------------------------------------------------------------------------------------
+
+    def _take_over(self, previous: int) -> Iterator[DagsterEvent]:
+        """Continue where another run worker stopped.
+
+        Rows first, log after: a row says whether a process lives, the log how it ended.  No limit acts meanwhile: only
+        steps that were under way or had ended are taken out of the plan here, and those hold what they need."""
+        rows = {(row.step_key, row.attempt): row for row in self._coordinator.take_over(previous)}
+        logged = _dagster.logged_steps(self._instance, self._run.run_id)
+        yield _dagster.engine_event(
+            self._context,
+            f"Taking the run over from coordinator generation {previous}.",
+            {"rows": len(rows), "steps_logged": len(logged)},
+        )
+        self._pools.adopting = True
+        try:
+            while True:
+                yield from self._replay_skips(logged)
+                self._ready.clear()
+                self._active.get_steps_to_execute(limit=0)
+                self._first = {key for key in self._ready if self._is_known(key, logged, rows)}
+                if not self._first:
+                    return
+                for step in self._active.get_steps_to_execute(limit=len(self._first)):
+                    yield from self._adopt(step, logged.pop(step.key, None), rows)
+        finally:
+            self._first = set()
+            self._pools.adopting = False
+
+    def _is_known(
+        self, step_key: str, logged: Mapping[str, _dagster.LoggedStep], rows: Mapping[tuple[str, int], StepRow]
+    ) -> bool:
+        step = logged.get(step_key)
+        if step is not None and (step.retries or step.final is not None):
+            return True
+        return (step_key, self._next_attempt(step_key)) in rows
+
+    def _adopt(
+        self, step: Any, logged: _dagster.LoggedStep | None, rows: Mapping[tuple[str, int], StepRow]
+    ) -> Iterator[DagsterEvent]:
+        retries = logged.retries if logged is not None else []
+        self._losses[step.key] = sum(_dagster.is_lost_event(event) for event, _ in retries)
+        attempt = self._next_attempt(step.key) + len(retries)
+        row = rows.get((step.key, attempt))
+        if logged is not None and logged.final is not None:
+            self._count_attempts(step.key, len(retries))
+            yield from logged.events
+            self._feed(logged.events, logged.final)
+        elif row is not None:
+            self._count_attempts(step.key, len(retries))
+            self._sent[step.key] = step
+            self._coordinator.adopt(row)
+        else:
+            event, logged_at = retries[-1]
+            self._count_attempts(step.key, len(retries) - 1)
+            due = logged_at + (event.step_retry_data.seconds_to_wait or 0.0)
+            self._active.mark_up_for_retry(step.key, due)
+            self._retry_times[step.key] = due
+            self._pools.free_step(step.key)
+
+    def _count_attempts(self, step_key: str, attempts: int) -> None:
+        for _ in range(attempts):
+            self._active.retry_state.mark_attempt(step_key)
+
+    def _replay_skips(self, logged: Mapping[str, _dagster.LoggedStep]) -> Iterator[DagsterEvent]:
+        for step in self._active.get_steps_to_skip():
+            before = logged.get(step.key)
+            if before is None or before.final is None:
+                yield _dagster.step_skipped_event(self._context.for_step(step))
+            self._active.mark_skipped(step.key)
+        yield from self._active.plan_events_iterator(self._context)
+
+
+def _story(outcome: Any) -> str:
+    where = f"worker {outcome.worker_name or outcome.owner} on {outcome.host}"
+    said = {
+        "succeeded": "ran on",
+        "failed": "failed on",
+        "cancelled": "was stopped on",
+        "lost": "was lost with",
+    }[outcome.state]
+    return f'Attempt {outcome.attempt} of step "{outcome.step_key}" {said} {where}.'
+
+
+def _details(notice: Ended) -> dict[str, Any]:
+    """Where and how long, as metadata of an engine event."""
+    outcome = notice.outcome
+    details: dict[str, Any] = {
+        "queue": notice.queue,
+        "message_id": notice.message_id,
+        "messages_sent": notice.sends,
+        "worker": outcome.worker_name,
+        "host": outcome.host,
+        "pid": outcome.pid,
+        "generation": outcome.generation,
+        "deliveries": outcome.deliveries,
+        "reason": outcome.reason,
+    }
+    if outcome.claimed_at is not None:
+        details["waited_seconds"] = outcome.claimed_at - outcome.queued_at
+    if outcome.started_at is not None and outcome.finished_at is not None:
+        details["ran_seconds"] = outcome.finished_at - outcome.started_at
+    return {
+        name: MetadataValue.float(value) if isinstance(value, float) else value
+        for name, value in details.items()
+        if value is not None
+    }
+
+
+def _crash(outcome: Any) -> str:
+    """Why a step process ended without an event that says so."""
+    error = json.loads(outcome.error) if outcome.error else {}
+    return (
+        error.get("message")
+        or f"The step process ended without an event that says how ({outcome.reason or 'no reason is known'})."
+    )
+
+
+@contextmanager
+def _signal_wakeup() -> Iterator[int | None]:
+    """A descriptor that becomes readable when a signal arrives: Python restarts a wait that a signal handler did not
+    raise from.
+
+    None outside the main thread, where no signal handler runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+@contextmanager
+def _application_name(name: str) -> Iterator[None]:
+    """Mark the connections that this process opens to PostgreSQL, so that a coordinator that takes over can end
+    them."""
+    before = os.environ.get("PGAPPNAME")
+    os.environ["PGAPPNAME"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PGAPPNAME"]
+        else:
+            os.environ["PGAPPNAME"] = before
