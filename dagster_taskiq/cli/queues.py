@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import load_settings, sqs_options
+from .options import STATEMENT_TIMEOUT, load_settings, sqs_options
 
 
 @click.group()
@@ -25,7 +25,7 @@ def queue() -> None:
 def create(name: str, max_receive_count: int, region: str | None, endpoint_url: str | None) -> None:
     """Create the queue NAME and its dead-letter queue NAME-dead.
 
-    Changes nothing when both exist already with the same settings.
+    Changes nothing when both exist already with the same settings; with others SQS refuses.
 
     \b
     Examples:
@@ -38,7 +38,7 @@ def create(name: str, max_receive_count: int, region: str | None, endpoint_url: 
     loop = _core.Loop()
     try:
         client = sqs.make_client(loop, region=settings.region, endpoint=settings.endpoint_url)
-        pair = sqs.create_queue_pair(client, name, max_receive_count=max_receive_count)
-        click.echo(pair)
+        pair = sqs.create_queue_pair(client, name, max_receive_count=max_receive_count, timeout=STATEMENT_TIMEOUT)
     finally:
         loop.close()
+    click.echo(f"queue        {pair.url}\ndead letters {pair.dead_url}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +15,8 @@ from .service import DevServerError, Service, free_port
 
 REGION = "us-east-1"
 START_TIMEOUT = 60.0
-MAX_RECEIVE_COUNT = 10
+CREDENTIALS = ("local", "local")
+"""The emulator takes any."""
 
 
 class EmbeddedSqs:
@@ -66,19 +66,21 @@ class EmbeddedSqs:
         return {
             "AWS_ENDPOINT_URL_SQS": self.endpoint,
             "AWS_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_ACCESS_KEY_ID": CREDENTIALS[0],
+            "AWS_SECRET_ACCESS_KEY": CREDENTIALS[1],
         }
 
     def create_queue_pair(self, name: str) -> str:
         """Create a queue with its dead-letter queue ``<name>-dead``; the queue's URL."""
-        dead_url = call(self.endpoint, "CreateQueue", QueueName=f"{name}-dead")["QueueUrl"]
-        attributes = call(self.endpoint, "GetQueueAttributes", QueueUrl=dead_url, AttributeNames=["QueueArn"])[
-            "Attributes"
-        ]
-        redrive = json.dumps({"deadLetterTargetArn": attributes["QueueArn"], "maxReceiveCount": str(MAX_RECEIVE_COUNT)})
-        url: str = call(self.endpoint, "CreateQueue", QueueName=name, Attributes={"RedrivePolicy": redrive})["QueueUrl"]
-        return url
+        from dagster_taskiq import _core, sqs
+
+        loop = _core.Loop()
+        try:
+            key_id, secret = CREDENTIALS
+            client = sqs.make_client(loop, region=REGION, endpoint=self.endpoint, credentials=(key_id, secret, None, 0))
+            return sqs.create_queue_pair(client, name, timeout=START_TIMEOUT).url
+        finally:
+            loop.close()
 
     def _answers(self) -> bool:
         try:
@@ -98,7 +100,7 @@ class EmbeddedSqs:
 
 def call(endpoint: str, action: str, **arguments: Any) -> dict[str, Any]:
     """One request to an emulator that verifies no signature: the header only names the service, to route by."""
-    scope = f"{os.environ.get('AWS_ACCESS_KEY_ID', 'local')}/20250101/{REGION}/sqs/aws4_request"
+    scope = f"{CREDENTIALS[0]}/20250101/{REGION}/sqs/aws4_request"
     request = urllib.request.Request(
         endpoint,
         data=json.dumps(arguments).encode(),
