@@ -425,7 +425,7 @@ class RunCoordinator:
         queue = self._queues.get(name)
         if queue is None:
             given = self.settings.queue_url if name == self.settings.queue else None
-            url = given or resolve_queue_url(self._sqs, name)
+            url = given or resolve_queue_url(self._sqs, name).result()
             base = self.settings.backoff_base
             queue = _Queue(name, url, time.monotonic() + base, base)
             self._queues[name] = queue

@@ -12,15 +12,15 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar, final
 from weakref import WeakKeyDictionary
 
-from dagster_taskiq._core import Loop, Operation, SqsClient
-from dagster_taskiq.errors import ConfigError, CredentialsError, QueueMissingError
+from dagster_taskiq._core import ERROR_TABLE, Loop, Operation, SqsClient
+from dagster_taskiq.errors import ConfigError, CoreError, CredentialsError, QueueMissingError, SqsServiceError
 
 T = TypeVar("T")
 
-Credentials = tuple[str, str, "str | None", int]
+Credentials = tuple[str, str] | tuple[str, str, "str | None"] | tuple[str, str, "str | None", int]
 """Access key id, secret access key, session token or None, wall-clock second of expiry (0 = never)."""
 
 CredentialsProvider = Callable[[], Credentials]
@@ -33,6 +33,9 @@ MAX_RECEIVE_COUNT: Final = 10
 
 MAX_RETENTION: Final = 1_209_600
 """Seconds that SQS keeps a message at most: 14 days ("Amazon SQS message quotas")."""
+
+
+_SERVICE: Final = next((number, name) for name, number, _, _, python in ERROR_TABLE if python == "SqsServiceError")
 
 
 # Clients
@@ -59,10 +62,11 @@ def make_client(
     if credentials is None:
         credentials = find_credentials()
     if callable(credentials):
-        client = SqsClient(loop, region=region, endpoint=endpoint, refresh=credentials, **options)
+        provider = credentials
+        client = SqsClient(loop, region=region, endpoint=endpoint, refresh=lambda: _whole(provider()), **options)
         client.refresh_credentials()
         return client
-    key_id, secret, token, expires_at = credentials
+    key_id, secret, token, expires_at = _whole(credentials)
     return SqsClient(
         loop,
         region=region,
@@ -73,6 +77,15 @@ def make_client(
         expires_at=expires_at,
         **options,
     )
+
+
+def _whole(credentials: Credentials) -> tuple[str, str, str | None, int]:
+    """With what may be left out."""
+    if not 2 <= len(credentials) <= 4:
+        raise ConfigError("credentials are (access key id, secret access key, session token or None, time of expiry)")
+    missing: tuple[Any, ...] = (None, 0)[len(credentials) - 2 :]
+    key_id, secret, token, expires_at = (*credentials, *missing)
+    return key_id, secret, token, expires_at
 
 
 def find_region() -> str:
@@ -140,38 +153,54 @@ def _or_botocore(what: str) -> str:
     return f", or provide {what}"
 
 
-# Queues.  Each conversation is written once, as a generator that yields operations and is sent their results.
+# Queues
 
 _Conversation = Generator[Operation[dict[str, Any]], dict[str, Any], T]
 
 
-def _talk(conversation: _Conversation[T], timeout: float | None) -> T:
-    """Blocking: ``timeout`` seconds for each of its requests."""
-    try:
-        operation = next(conversation)
-        while True:
-            try:
-                answer = operation.result(timeout)
-            except Exception as error:
-                operation = conversation.throw(error)
-            else:
-                operation = conversation.send(answer)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+@final
+class Request(Generic[T]):
+    """Some requests to SQS that depend on each other; ``await`` it, or block with :meth:`result`, once.
 
+    Unlike an operation it sends nothing before that.
+    """
 
-async def _talk_async(conversation: _Conversation[T]) -> T:
-    try:
-        operation = next(conversation)
-        while True:
-            try:
-                answer = await operation
-            except Exception as error:
-                operation = conversation.throw(error)
-            else:
-                operation = conversation.send(answer)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+    def __init__(self, conversation: _Conversation[T]) -> None:
+        self._conversation = conversation
+
+    def result(self, timeout: float | None = None) -> T:
+        """Block until the answer is there; ``timeout`` seconds for each request."""
+        conversation = self._conversation
+        try:
+            operation = next(conversation)
+            while True:
+                try:
+                    answer = operation.result(timeout)
+                except CoreError as error:
+                    operation = conversation.throw(error)
+                else:
+                    operation = conversation.send(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    async def _wait(self) -> T:
+        conversation = self._conversation
+        try:
+            operation = next(conversation)
+            while True:
+                try:
+                    answer = await operation
+                except CoreError as error:
+                    operation = conversation.throw(error)
+                else:
+                    operation = conversation.send(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
 
 
 _URLS: WeakKeyDictionary[SqsClient, dict[str, str]] = WeakKeyDictionary()
@@ -193,17 +222,12 @@ def _resolve(client: SqsClient, name_or_url: str) -> _Conversation[str]:
     return known[name_or_url]
 
 
-def resolve_queue_url(client: SqsClient, name_or_url: str, *, timeout: float | None = None) -> str:
-    """The URL of a queue; a URL stays as it is.  Blocking.  ``QueueMissingError`` when there is no such queue.
+def resolve_queue_url(client: SqsClient, name_or_url: str) -> Request[str]:
+    """The URL of a queue; a URL stays as it is.  ``QueueMissingError`` when there is no such queue.
 
     Names are asked for once per client.
     """
-    return _talk(_resolve(client, name_or_url), timeout)
-
-
-async def resolve_queue_url_async(client: SqsClient, name_or_url: str) -> str:
-    """As :func:`resolve_queue_url`."""
-    return await _talk_async(_resolve(client, name_or_url))
+    return Request(_resolve(client, name_or_url))
 
 
 def _redrive(client: SqsClient, queue_url: str) -> _Conversation[str | None]:
@@ -220,14 +244,9 @@ def _redrive(client: SqsClient, queue_url: str) -> _Conversation[str | None]:
     return str(answer["QueueUrl"])
 
 
-def redrive_target(client: SqsClient, queue_url: str, *, timeout: float | None = None) -> str | None:
-    """The URL of a queue's dead-letter queue; None when it has none.  Blocking."""
-    return _talk(_redrive(client, queue_url), timeout)
-
-
-async def redrive_target_async(client: SqsClient, queue_url: str) -> str | None:
-    """As :func:`redrive_target`."""
-    return await _talk_async(_redrive(client, queue_url))
+def redrive_target(client: SqsClient, queue_url: str) -> Request[str | None]:
+    """The URL of a queue's dead-letter queue; None when it has none."""
+    return Request(_redrive(client, queue_url))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,23 +280,21 @@ def create_queue_pair(
     *,
     max_receive_count: int = MAX_RECEIVE_COUNT,
     attributes: Mapping[str, str] | None = None,
-    timeout: float | None = None,
-) -> QueuePair:
+) -> Request[QueuePair]:
     """Create the queue ``name`` and its dead-letter queue ``<name>-dead``, both keeping messages for 14 days.
-    Blocking.
 
     ``attributes``: further ones of the queue itself, as in the "Amazon SQS API Reference".  Nothing changes when both
     exist with the same settings; with others SQS refuses (``SqsServiceError``).
     """
-    return _talk(_create_pair(client, name, max_receive_count, attributes or {}), timeout)
+    return Request(_create_pair(client, name, max_receive_count, attributes or {}))
 
 
-async def create_queue_pair_async(
-    client: SqsClient,
-    name: str,
-    *,
-    max_receive_count: int = MAX_RECEIVE_COUNT,
-    attributes: Mapping[str, str] | None = None,
-) -> QueuePair:
-    """As :func:`create_queue_pair`."""
-    return await _talk_async(_create_pair(client, name, max_receive_count, attributes or {}))
+def raise_for_entry(result: Mapping[str, Any]) -> None:
+    """Raise ``SqsServiceError`` when an entry of a batch has failed; ``retryable`` unless the sender is to blame."""
+    if result["ok"]:
+        return
+    error = SqsServiceError(f"{result['code']}: {result['message'] or 'SQS gives no reason'}")
+    error.code, error.name = _SERVICE
+    error.service_code = result["code"]
+    error.retryable = not result["sender_fault"]
+    raise error

@@ -38,7 +38,7 @@ def create(name: str, max_receive_count: int, region: str | None, endpoint_url: 
     loop = _core.Loop()
     try:
         client = sqs.make_client(loop, region=settings.region, endpoint=settings.endpoint_url)
-        pair = sqs.create_queue_pair(client, name, max_receive_count=max_receive_count, timeout=STATEMENT_TIMEOUT)
+        pair = sqs.create_queue_pair(client, name, max_receive_count=max_receive_count).result(STATEMENT_TIMEOUT)
     finally:
         loop.close()
     click.echo(f"queue        {pair.url}\ndead letters {pair.dead_url}")
