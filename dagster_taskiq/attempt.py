@@ -1,20 +1,22 @@
 """One claimed step attempt in a worker: from the claim to the deletion of its message.
 
-The order of things, each only after the one before has succeeded: claim (done by the caller), heartbeat and fence, arguments, step process (it waits), ``started_at``, "go", the step's
-death and reaping, the completion row, the end of the heartbeat, DeleteMessage.  Whatever cuts this short leaves a row that somebody can settle: not started → handed
+The order of things, each only after the one before has succeeded: claim (done by the caller), heartbeat and fence,
+arguments, step process (it waits), ``started_at``, "go", the step's death and reaping, the completion row, the end of
+the heartbeat, DeleteMessage.  Whatever cuts this short leaves a row that somebody can settle: not started → handed
 back; started and dead → its outcome, or lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from dagster_taskiq import _core
 from dagster_taskiq.errors import CoreError, OperationTimeoutError, PayloadError, StoreError, WarmParentError
@@ -25,11 +27,17 @@ from dagster_taskiq.store import IdempotencyStore, step_application_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+State = Literal["succeeded", "failed", "cancelled"]
 
 RETRY_SOON = 5
 """Seconds until a delivery is seen again that could not be dealt with now."""
 
-_TERMINAL = {"STEP_SUCCESS": "succeeded", "STEP_SKIPPED": "succeeded", "STEP_FAILURE": "failed", "STEP_UP_FOR_RETRY": "failed"}
+_TERMINAL: dict[str, State] = {
+    "STEP_SUCCESS": "succeeded",
+    "STEP_SKIPPED": "succeeded",
+    "STEP_FAILURE": "failed",
+    "STEP_UP_FOR_RETRY": "failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,9 @@ class _Interrupted(Exception):
 class Attempt:
     """See the module.  :meth:`run` does it all; the other methods may be called from event callbacks meanwhile."""
 
-    def __init__(self, host: Host, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int, slot: int) -> None:
+    def __init__(
+        self, host: Host, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int, slot: int
+    ) -> None:
         self.generation = generation
         self.key = (task.run_id, task.step_key, task.attempt)
         self._host = host
@@ -93,7 +103,7 @@ class Attempt:
             generation=generation,
         )
 
-    # ---- orders from outside ------------------------------------------------------------------------------------------
+    # ---- orders from outside ----------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """Somebody no longer wants it.  A running step gets SIGTERM, and SIGKILL after the grace."""
@@ -112,7 +122,9 @@ class Attempt:
         self._give_up("its lease could not be renewed in time")
 
     def stop(self) -> None:
-        """The worker leaves: hand back, or kill.  Not SIGTERM: Dagster would log a failure of a step that is to run again elsewhere."""
+        """The worker leaves: hand back, or kill.  Not SIGTERM: Dagster would log a failure of a step that is to run
+        again elsewhere.
+        """
         self._give_up(f"worker {self._host.name} was stopped before the step had ended")
 
     @property
@@ -135,7 +147,7 @@ class Attempt:
         if self._running and not self._dead and self._step is not None:
             self._step.signal(signal.SIGKILL)
 
-    # ---- the way through ----------------------------------------------------------------------------------------------
+    # ---- the way through --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Until the attempt is settled and its message dealt with."""
@@ -209,7 +221,8 @@ class Attempt:
         task = self._task
         self._running = True
         logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
-        try:
+        # It may have died meanwhile: then its exit says how.
+        with contextlib.suppress(OSError):
             await step.go(
                 {
                     "op": "go",
@@ -223,8 +236,6 @@ class Attempt:
                     "step_args": self._step_args,
                 }
             )
-        except OSError:
-            pass  # it died meanwhile: its exit says how
         if self._lost is not None:
             self._kill()
         elif self._cancelled:
@@ -249,14 +260,17 @@ class Attempt:
             return False
         return await self._mark_lost(self._lost or f"worker {self._host.name} drains")
 
-    # ---- the outcome --------------------------------------------------------------------------------------------------
+    # ---- the outcome ------------------------------------------------------------------------------------------------
 
     async def _settle(self, step: StepProcess, how: Exit) -> bool:
         events = step.events
         terminal = _terminal(events, self._task.step_key)
         died_of_fence = self._fenced(how)
         if terminal is None and (self._lost is not None or died_of_fence):
-            return await self._mark_lost(self._lost or "it was killed at the end of its lease, which could not be renewed")
+            return await self._mark_lost(
+                self._lost or "it was killed at the end of its lease, which could not be renewed"
+            )
+        state: State
         if terminal == "STEP_SUCCESS" or not self._cancelled:
             state, error, reason = _judge(how, events, terminal, step.pid, self._host.hostname)
         else:
@@ -271,14 +285,21 @@ class Attempt:
         return 0 < deadline <= _core.boot_ns()
 
     async def _complete(
-        self, state: str, events: list[str] | None, error: dict[str, Any] | None, reason: str | None, how: Exit | None = None
+        self,
+        state: State,
+        events: list[str] | None,
+        error: dict[str, Any] | None,
+        reason: str | None,
+        how: Exit | None = None,
     ) -> bool:
         store = self._host.store
         events_json = None if events is None else "[" + ",".join(events) + "]"
         error_json = None if error is None else json.dumps(error)
 
         def complete(with_events: str | None) -> Callable[[], Awaitable[bool]]:
-            return lambda: store.complete(*self.key, self.generation, state, events=with_events, error=error_json, reason=reason)
+            return lambda: store.complete(
+                *self.key, self.generation, state, events=with_events, error=error_json, reason=reason
+            )
 
         try:
             written = await self._persist(complete(events_json))
@@ -288,10 +309,9 @@ class Attempt:
             # PostgreSQL takes no NUL in a text, and has sizes of its own; Dagster's log has the events too.
             logger.warning("the events did not fit into the completion row: %s", refusal, extra=self._about)
             written = await self._persist(complete(None))
-        seconds = how.cpu_seconds if how else None
         if written:
-            logger.info("the step ended: %s%s", state, f" ({reason})" if reason else "", extra=self._about)
-            logger.debug("used %s s of CPU", seconds, extra=self._about)
+            cost = f", {how.cpu_seconds:.3f} s of CPU" if how and how.cpu_seconds is not None else ""
+            logger.info("the step ended: %s%s%s", state, f" ({reason})" if reason else "", cost, extra=self._about)
         else:
             logger.warning("the outcome (%s) came too late: the claim was no longer ours", state, extra=self._about)
         return True
@@ -299,13 +319,17 @@ class Attempt:
     async def _mark_lost(self, reason: str) -> bool:
         store = self._host.store
         written = await self._persist(lambda: store.mark_lost(*self.key, self.generation, reason))
-        logger.warning("the step is lost: %s%s", reason, "" if written else " (somebody had settled it already)", extra=self._about)
+        logger.warning(
+            "the step is lost: %s%s", reason, "" if written else " (somebody had settled it already)", extra=self._about
+        )
         return True
 
-    # ---- helpers ------------------------------------------------------------------------------------------------------
+    # ---- helpers ----------------------------------------------------------------------------------------------------
 
     async def _persist(self, move: Callable[[], Awaitable[T]]) -> T:
-        """Make a move of the store, again and again while PostgreSQL is away: each gives a second time the first one's answer."""
+        """Make a move of the store, again and again while PostgreSQL is away: each gives a second time the first one's
+        answer.
+        """
         delay = 0.1
         while True:
             try:
@@ -346,7 +370,7 @@ def _terminal(events: list[str] | None, step_key: str) -> str | None:
 
 def _judge(
     how: Exit, events: list[str] | None, terminal: str | None, pid: int, host: str
-) -> tuple[str, dict[str, Any] | None, str | None]:
+) -> tuple[State, dict[str, Any] | None, str | None]:
     """State, error and reason of a step process that died under a living worker, unasked."""
     if terminal is not None:
         return _TERMINAL[terminal], None, terminal if terminal == "STEP_UP_FOR_RETRY" else None
@@ -369,10 +393,16 @@ def _sentence(error: Mapping[str, Any]) -> str:
     who = f"The step process (pid {error['pid']} on {error['host']})"
     memory = f" Its peak memory was {error['max_rss_kib'] // 1024} MiB." if error["max_rss_kib"] else ""
     if error["signal"] is not None:
-        cause = " The likely cause is a want of memory on the host or in its cgroup." if error["signal"] == signal.SIGKILL else ""
+        cause = (
+            " The likely cause is a want of memory on the host or in its cgroup."
+            if error["signal"] == signal.SIGKILL
+            else ""
+        )
         return f"{who} was killed by {error['signal_name']}.{memory}{cause}"
     if error["exit_code"] is None:
-        return f"{who} died together with its warm parent, which can be for want of memory on the host or in its cgroup."
+        return (
+            f"{who} died together with its warm parent, which can be for want of memory on the host or in its cgroup."
+        )
     if error["exit_code"] == 0:
         return f"{who} ended with exit code 0 and without an event that says how the step ended."
     return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}"

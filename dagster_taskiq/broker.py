@@ -1,18 +1,21 @@
 """A TaskIQ broker on SQS, for any TaskIQ application: ``taskiq worker module:broker``.
 
-Messages are TaskIQ's own, so every TaskIQ worker with this broker reads what every TaskIQ client with this broker sends.  What it does beyond ``AsyncBroker``:
+Messages are TaskIQ's own, so every TaskIQ worker with this broker reads what every TaskIQ client with this broker
+sends.  What it does beyond ``AsyncBroker``:
 
-- Long polls are never abandoned: SQS would give the next message to a poll that nobody waits for, and hide it until its visibility ends.  At shutdown the outstanding one may
-  finish, and what it brings is handed back.
+- Long polls are never abandoned: SQS would give the next message to a poll that nobody waits for, and hide it until
+  its visibility ends.  At shutdown the outstanding one may finish, and what it brings is handed back.
 - A receive that fails is tried again after a growing, random pause; ``listen`` never raises.
 - A message is deleted when TaskIQ acknowledges it.
 
-The client's I/O thread starts with ``startup`` or the first ``kick``, in the process that calls it; nothing starts at import.
+The client's I/O thread starts with ``startup`` or the first ``kick``, in the process that calls it; nothing starts at
+import.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
@@ -23,7 +26,7 @@ from typing import Any, Final
 
 from taskiq import AckableMessage, AsyncBroker, BrokerMessage
 
-from dagster_taskiq import _core, sqs
+from dagster_taskiq import _bridge, _core, sqs
 from dagster_taskiq.errors import CoreError, PayloadTooLargeError
 from dagster_taskiq.logs import fields
 
@@ -59,9 +62,11 @@ class Backoff:
 class SQSBroker(AsyncBroker):
     """See the module.
 
-    ``queue``: name or URL of the queue that ``listen`` reads and ``kick`` sends to.  Labels of a task that ``kick`` understands: ``queue`` (another queue's name or
-    URL), ``delay`` (s, up to 900), and for FIFO queues ``group_id`` (default: the task's name) and ``deduplication_id`` (default: the task's id).
-    ``visibility``: seconds for which a delivery is hidden; None: the queue's setting.  Tasks that run longer are delivered again.
+    ``queue``: name or URL of the queue that ``listen`` reads and ``kick`` sends to.  Labels of a task that ``kick``
+    understands: ``queue`` (another queue's name or URL), ``delay`` (s, up to 900), and for FIFO queues ``group_id``
+    (default: the task's name) and ``deduplication_id`` (default: the task's id).
+    ``visibility``: seconds for which a delivery is hidden; None: the queue's setting.  Tasks that run longer are
+    delivered again.
     ``client_options``: of :class:`dagster_taskiq._core.SqsClient`.
 
     ``kick`` raises ``PayloadTooLargeError`` for what SQS would not take, and ``SqsError`` subclasses.
@@ -89,13 +94,12 @@ class SQSBroker(AsyncBroker):
         self._client_options = dict(client_options or {})
         self._loop: _core.Loop | None = None
         self._client: _core.SqsClient | None = None
-        self._urls: dict[str, str] = {}
         self._polls: set[asyncio.Task[list[dict[str, Any]]]] = set()
         self._pending: dict[str, str] = {}
         self._closing = asyncio.Event()
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
 
-    # ---- the client ---------------------------------------------------------------------------------------------------
+    # ---- the client -------------------------------------------------------------------------------------------------
 
     @property
     def loop(self) -> _core.Loop:
@@ -111,22 +115,19 @@ class SQSBroker(AsyncBroker):
         loop = self.loop
         if self._client is None:
             self._client = sqs.make_client(
-                loop, region=self._region, endpoint=self._endpoint_url, credentials=self._credentials, **self._client_options
+                loop,
+                region=self._region,
+                endpoint=self._endpoint_url,
+                credentials=self._credentials,
+                **self._client_options,
             )
         return self._client
 
     async def queue_url(self, queue: str | None = None) -> str:
-        """URL of a queue by its name or URL; asked for once."""
-        name = queue or self.queue
-        if name not in self._urls:
-            self._urls[name] = await sqs.resolve_queue_url(self.client, name)
-        return self._urls[name]
+        """URL of a queue (None: of this broker's own) by its name or URL; a name is asked for once."""
+        return await sqs.resolve_queue_url(self.client, queue or self.queue)
 
-    def forget_queue_urls(self) -> None:
-        """Ask again: a queue may have been made anew."""
-        self._urls.clear()
-
-    # ---- AsyncBroker --------------------------------------------------------------------------------------------------
+    # ---- AsyncBroker ------------------------------------------------------------------------------------------------
 
     async def startup(self) -> None:
         await super().startup()
@@ -136,7 +137,9 @@ class SQSBroker(AsyncBroker):
         await self.queue_url()
 
     async def shutdown(self) -> None:
-        """Wait for the long poll to end and hand back what it brings (TaskIQ's CLI allows 5 s: ``--shutdown-timeout 25`` allows all of it), then close."""
+        """Wait for the long poll to end and hand back what it brings (TaskIQ's CLI allows 5 s: ``--shutdown-timeout
+        25`` allows all of it), then close.
+        """
         self._closing.set()
         try:
             if self._polls:
@@ -146,15 +149,15 @@ class SQSBroker(AsyncBroker):
             self._sleep_on_signals()
             await super().shutdown()
             if self._loop is not None:
-                self._loop.close()
+                await _bridge.close(self._loop)
                 self._loop = self._client = None
 
     async def kick(self, message: BrokerMessage) -> None:
         labels = message.labels
         if len(message.message) > MESSAGE_BYTES_MAX:
             raise PayloadTooLargeError(
-                f"task {message.task_name} ({message.task_id}) makes a message of {len(message.message)} bytes; SQS takes {MESSAGE_BYTES_MAX}. "
-                "Send a reference to large arguments instead."
+                f"task {message.task_name} ({message.task_id}) makes a message of {len(message.message)} bytes;"
+                f" SQS takes {MESSAGE_BYTES_MAX}. Send a reference to large arguments instead."
             )
         url = await self.queue_url(_text(labels.get("queue")))
         entry: dict[str, Any] = {"body": message.message}
@@ -179,7 +182,6 @@ class SQSBroker(AsyncBroker):
                 backoff.reset()
             except CoreError as error:
                 logger.warning("receiving failed: %s", error, extra=fields(queue=self.queue))
-                self.forget_queue_urls()
                 await self._pause(backoff.next())
                 continue
             for message in messages:
@@ -200,7 +202,9 @@ class SQSBroker(AsyncBroker):
         return AckableMessage(data=message["body"], ack=acknowledge)
 
     async def poll(self, url: str, count: int, wait: int, visibility: int | None) -> list[dict[str, Any]]:
-        """One receive.  Cancelling the caller leaves the request running; what it still brings is handed back at :meth:`shutdown`."""
+        """One receive.  Cancelling the caller leaves the request running; what it still brings is handed back at
+        :meth:`shutdown`.
+        """
         task = asyncio.get_running_loop().create_task(_receive(self.client, url, count, wait, visibility))
         self._polls.add(task)
         task.add_done_callback(self._polls.discard)
@@ -228,20 +232,20 @@ class SQSBroker(AsyncBroker):
                 except CoreError as error:
                     logger.warning("messages could not be handed back: %s", error)
 
-    # ---- helpers ------------------------------------------------------------------------------------------------------
+    # ---- helpers ----------------------------------------------------------------------------------------------------
 
     def _keep(self, url: str, done: asyncio.Task[list[dict[str, Any]]]) -> None:
         if not done.cancelled() and done.exception() is None:
             self._pending.update((message["receipt_handle"], url) for message in done.result())
 
     async def _pause(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
 
     def _wake_on_signals(self) -> None:
-        """TaskIQ's CLI sets an event from a plain signal handler, which does not wake an idle event loop; a descriptor does."""
+        """TaskIQ's CLI sets an event from a plain signal handler, which does not wake an idle event loop; a descriptor
+        does.
+        """
         if self._wakeup is not None or threading.current_thread() is not threading.main_thread():
             return
         reader, writer = socket.socketpair()
@@ -269,7 +273,9 @@ class SQSBroker(AsyncBroker):
         writer.close()
 
 
-async def _receive(client: _core.SqsClient, url: str, count: int, wait: int, visibility: int | None) -> list[dict[str, Any]]:
+async def _receive(
+    client: _core.SqsClient, url: str, count: int, wait: int, visibility: int | None
+) -> list[dict[str, Any]]:
     return await client.receive(url, max_messages=count, wait=wait, visibility=visibility)
 
 

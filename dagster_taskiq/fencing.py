@@ -1,8 +1,9 @@
 """What op code can learn about the attempt it runs in.
 
-The fencing token is the generation of the claim under which this step process runs: a number that PostgreSQL hands out once and never again, larger for
-every later claim.  An op that writes to something of its own can send it along and have the receiver refuse a smaller one than it has seen:
-then an attempt that was taken for dead cannot overwrite the work of its successor.
+The fencing token is the generation of the claim under which this step process runs: a number that PostgreSQL hands out
+once and never again, larger for every later claim.  An op that writes to something of its own can send it along and
+have the receiver refuse a smaller one than it has seen: then an attempt that was taken for dead cannot overwrite the
+work of its successor.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def fencing_token() -> int | None:
 
 
 def step_attempt() -> int | None:
-    """Dagster's number of this attempt, 1 for the first, losses counted (``context.retry_number`` leaves them out); None outside a step process."""
+    """Dagster's number of this attempt, 1 for the first, losses counted (``context.retry_number`` leaves them out);
+    None outside a step process.
+    """
     text = os.environ.get(ATTEMPT_VARIABLE)
     return int(text) if text else None

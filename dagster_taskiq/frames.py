@@ -1,8 +1,8 @@
 """Length-prefixed JSON frames over a stream socket, with at most one descriptor beside a frame.
 
-The one wire of our own between processes: worker and warm parent, worker and step process.  A frame is four bytes of length, big
-endian, then that many bytes of UTF-8 JSON.  A descriptor travels (SCM_RIGHTS) with the first byte of its frame; frames that bring one say
-so, and descriptors arrive in the order of their frames.
+The one wire of our own between processes: worker and warm parent, worker and step process.  A frame is four bytes of
+length, big endian, then that many bytes of UTF-8 JSON.  A descriptor travels (SCM_RIGHTS) with the first byte of its
+frame; frames that bring one say so, and descriptors arrive in the order of their frames.
 
 No asyncio here: the warm parent and the step process import this module and nothing of the worker.
 """
@@ -66,7 +66,9 @@ class FrameDecoder:
 
 
 class FrameSocket:
-    """Blocking frames on a stream socket, for the single-threaded side.  ``recv`` waits for one frame; None is the end of the stream."""
+    """Blocking frames on a stream socket, for the single-threaded side.  ``recv`` waits for one frame; None is the end
+    of the stream.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock

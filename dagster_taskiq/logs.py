@@ -1,6 +1,7 @@
 """Structured logs of a worker: one line each, as text or as JSON.
 
-What a line is about travels in ``extra`` (:func:`fields`), so that both forms, and a user's own handlers, have it by name.
+What a line is about travels in ``extra`` (:func:`fields`), so that both forms, and a user's own handlers, have it by
+name.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(*, json_lines: bool = False, level: int | str = logging.INFO, stream: IO[str] | None = None) -> None:
-    """Write this package's logs to ``stream`` (standard error); other loggers stay as they are.  A second call replaces the first one's handler."""
+    """Write this package's logs to ``stream`` (standard error); other loggers stay as they are.  A second call replaces
+    the first one's handler.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
     logger = logging.getLogger(ROOT)

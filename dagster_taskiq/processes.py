@@ -1,14 +1,17 @@
 """The worker's side of warm parents and step processes.
 
-The worker never forks: a child would inherit the sockets to PostgreSQL and keep the server from seeing that the worker died.  It starts a warm parent by exec, and the warm
-parent forks.  Each step process has a channel of its own to the worker; its end in the warm parent is closed once the child has it.
+The worker never forks: a child would inherit the sockets to PostgreSQL and keep the server from seeing that the worker
+died.  It starts a warm parent by exec, and the warm parent forks.  Each step process has a channel of its own to the
+worker; its end in the warm parent is closed once the child has it.
 
-All of this runs on the worker's event loop, in its main thread: a parent-death signal belongs to the *thread* that started the process.
+All of this runs on the worker's event loop, in its main thread: a parent-death signal belongs to the *thread* that
+started the process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -29,12 +32,16 @@ from dagster_taskiq.logs import fields
 logger = logging.getLogger(__name__)
 
 EVENTS_BYTES_MAX = 1024 * 1024
-"""Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's log."""
+"""Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's
+log.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could tell."""
+    """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could
+    tell.
+    """
 
     exit_code: int | None
     signal: int | None
@@ -79,7 +86,8 @@ class StepProcess:
         """Until it is dead, reaped, its process group killed, and all that it has sent is read."""
         result = await asyncio.shield(self._exited)
         if self._reading is not None:
-            # What it has sent lies in our socket's queue and is still read.  A grandchild that left the group may hold the other end open: so end
+            # What it has sent lies in our socket's queue and is still read.  A grandchild that left the group may hold
+            # the other end open: so end
             # the stream from here.
             self._channel.shutdown(socket.SHUT_RD)
             done, _ = await asyncio.wait({self._reading}, timeout=5)
@@ -93,7 +101,9 @@ class StepProcess:
 
     @property
     def events(self) -> list[str] | None:
-        """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were too many bytes)."""
+        """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were
+        too many bytes).
+        """
         return self._events if self._complete and self._events_bytes <= EVENTS_BYTES_MAX else None
 
     async def _read(self) -> None:
@@ -105,7 +115,9 @@ class StepProcess:
                     self._take(frame)
         except (OSError, FrameError, KeyError) as error:
             self._complete = False
-            logger.warning("the channel of a step process broke: %s", error, extra=fields(generation=self.id, pid=self.pid))
+            logger.warning(
+                "the channel of a step process broke: %s", error, extra=fields(generation=self.id, pid=self.pid)
+            )
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["op"]
@@ -123,10 +135,8 @@ class StepProcess:
     def on_started(self, pid: int, pid_start: str) -> None:
         self.pid, self.pid_start = pid, pid_start
         if hasattr(os, "pidfd_open"):
-            try:
+            with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
-            except OSError:
-                pass
         if not self.started.done():
             self.started.set_result(None)
 
@@ -141,7 +151,7 @@ class StepProcess:
             self.started.set_exception(WarmParentError(f"no step process could be made: {error}"))
 
     def on_orphaned(self, text: str) -> None:
-        """Its warm parent is gone, and it dies with it (parent-death signal); wait for that without being its parent."""
+        """Its warm parent is gone, and it dies too (parent-death signal); wait for that without being its parent."""
         if not self.started.done():
             self.started.set_exception(WarmParentError(text))
         if self._exited.done():
@@ -255,10 +265,8 @@ class WarmParentHandle:
             delay = min(delay * 2, 0.05)
 
     async def _send_quietly(self, frame: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(WarmParentError):
             await self._send(frame)
-        except WarmParentError:
-            pass
 
     async def _send(self, frame: dict[str, Any], descriptor: int = -1) -> None:
         loop = asyncio.get_running_loop()
@@ -332,7 +340,9 @@ class WarmParentHandle:
 
 
 class WarmParents:
-    """The warm parents of a worker, by code location and instance; the ones that are idle longest go first when there are more than ``limit``."""
+    """The warm parents of a worker, by code location and instance; the ones that are idle longest go first when there
+    are more than ``limit``.
+    """
 
     def __init__(self, board: _core.FenceBoard, *, isolation: str = "auto", limit: int = 8) -> None:
         self._board = board

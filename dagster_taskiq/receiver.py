@@ -2,11 +2,12 @@
 
     taskiq worker app:broker --receiver dagster_taskiq.receiver:StepReceiver --max-async-tasks 4 --shutdown-timeout 30
 
-``app:broker`` is a :class:`dagster_taskiq.broker.SQSBroker`.  The worker's settings come from the environment (:mod:`dagster_taskiq.config`), or from
-the YAML file that ``--receiver-arg config=worker.yaml`` names; the slots are ``--max-async-tasks``.
+``app:broker`` is a :class:`dagster_taskiq.broker.SQSBroker`.  The worker's settings come from the environment
+(:mod:`dagster_taskiq.config`), or from the YAML file that ``--receiver-arg config=worker.yaml`` names; the slots are
+``--max-async-tasks``.
 
-TaskIQ's own receiver takes messages ahead of need, acknowledges what it cannot read and starts on shutdown what it has taken.  So this one replaces its loop, and
-uses only its ``callback``, for the tasks that are not ours.
+TaskIQ's own receiver takes messages ahead of need, acknowledges what it cannot read and starts on shutdown what it has
+taken.  So this one replaces its loop, and uses only its ``callback``, for the tasks that are not ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dagster_taskiq.worker import SQSTaskIQWorker
 
 
 class StepReceiver(Receiver):
-    """See the module.  ``config``: path of a worker's YAML file.  ``queues``: comma-separated; default: the broker's queue.  ``drain_timeout``: seconds."""
+    """See the module.  ``config``: path of a worker's YAML file.  ``queues``: comma-separated; default: the broker's
+    queue.  ``drain_timeout``: seconds.
+    """
 
     def __init__(
         self,

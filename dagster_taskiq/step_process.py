@@ -1,17 +1,20 @@
 """The step process: one step attempt, from the fork to ``os._exit``.
 
 Started by the warm parent, as its fork (:func:`run_forked`) or, where forking is not safe, as a fresh interpreter
-(``python -m dagster_taskiq.step_process``).  It waits on its channel for the worker's word "go", which brings the attempt; until then it has touched nothing of the
-run.  Then, in this order: fence, environment, instance, Dagster's own console entry point ``dagster api execute_step``.
+(``python -m dagster_taskiq.step_process``).  It waits on its channel for the worker's word "go", which brings the
+attempt; until then it has touched nothing of the run.  Then, in this order: fence, environment, instance, Dagster's own
+console entry point ``dagster api execute_step``.
 
-The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has stored), ``warning``, and ``end``.  A stream without ``end`` is that of a
-process that died; the worker then trusts none of it to be complete.
+The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has
+stored), ``warning``, and ``end``.  A stream without ``end`` is that of a process that died; the worker then trusts none
+of it to be complete.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import importlib.metadata
 import os
 import signal
@@ -27,14 +30,20 @@ from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 
 SEND_TIMEOUT = 30.0
-"""Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the executor reads Dagster's log."""
+"""Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
+executor reads Dagster's log.
+"""
 
 EXIT_NOT_STARTED = 0
 """Exit code of a process that was let go before it had an attempt."""
 
 
-def run_forked(channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Any]) -> NoReturn:
-    """Go on as a step process in the child of a fork of the warm parent ``parent``.  ``instance``: the warm DagsterInstance, or None."""
+def run_forked(
+    channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Any]
+) -> NoReturn:
+    """Go on as a step process in the child of a fork of the warm parent ``parent``.  ``instance``: the warm
+    DagsterInstance, or None.
+    """
     code = 1
     try:
         os.setsid()
@@ -49,7 +58,9 @@ def run_forked(channel: socket.socket, board: int, parent: int, instance: Any, e
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Be a step process in an interpreter of its own; the session is new already."""
-    parser = argparse.ArgumentParser(prog="python -m dagster_taskiq.step_process", description="Runs one step; started by a warm parent.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dagster_taskiq.step_process", description="Runs one step; started by a warm parent."
+    )
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the channel to the worker")
     parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
     parser.add_argument("--parent", type=int, required=True, help="process id of the warm parent")
@@ -80,10 +91,8 @@ def _serve(
     channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Callable[[], Any]]
 ) -> int:
     """Wait for the attempt and run it.  Returns the exit code."""
-    try:
+    with contextlib.suppress(UnsupportedError):
         _core.die_with_parent(parent)
-    except UnsupportedError:
-        pass
     frames = FrameSocket(channel)
     attempt = frames.recv()
     if attempt is None:
@@ -101,7 +110,8 @@ def _serve(
             fencing.STEP_VARIABLE: attempt["step_key"],
             fencing.ATTEMPT_VARIABLE: str(attempt["attempt"]),
             fencing.WORKER_VARIABLE: attempt["worker"],
-            # libpq reads it for every connection that does not name itself: the executor ends the backends of a lost generation by this name.
+            # libpq reads it for every connection that does not name itself: the executor ends the backends of a lost
+            # generation by this name.
             "PGAPPNAME": attempt["application_name"],
         }
     )
@@ -156,20 +166,22 @@ class _Reporter:
 def _hand_over(instance: Any, run_id: str, reporter: _Reporter) -> None:
     """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it.
 
-    Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the same: the stream then ends
-    with ``complete`` false and the executor reads Dagster's log.
+    Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the
+    same: the stream then ends with ``complete`` false and the executor reads Dagster's log.
     """
     import dagster
 
     original = dagster.DagsterInstance.__dict__.get("from_ref")
     if not isinstance(original, staticmethod):
-        reporter.warning("DagsterInstance.from_ref is not what it was: steps build their instance and report through the event log only")
+        reporter.warning(
+            "DagsterInstance.from_ref is not what it was: steps build their instance and report through the event log"
+        )
         return
     build = original.__func__
 
     def from_ref(ref: Any) -> Any:
         warm = instance
-        dagster.DagsterInstance.from_ref = original  # type: ignore[assignment]
+        dagster.DagsterInstance.from_ref = original  # type: ignore[method-assign]
         if warm is None or warm.get_ref() != ref:
             warm = build(ref)
         warm.add_event_listener(run_id, reporter.event)
@@ -214,7 +226,9 @@ def _reseed() -> None:
 
 
 def _finish(code: int) -> NoReturn:
-    """End as an interpreter does, without tearing down its modules (tens of ms): wait for threads, run exit handlers, flush."""
+    """End as an interpreter does, without tearing down its modules (tens of ms): wait for threads, run exit handlers,
+    flush.
+    """
     try:
         # Both are what the interpreter itself calls at its end; multiprocessing ends its forks the same way.
         shutdown: Callable[[], None] | None = getattr(threading, "_shutdown", None)
@@ -226,10 +240,8 @@ def _finish(code: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):
             stream.flush()
-        except Exception:
-            pass
     os._exit(code)
 
 

@@ -1,27 +1,33 @@
-"""The warm parent: a process that has Dagster and one code location imported, and forks a step process for each attempt.
+"""The warm parent: a process that has Dagster and one code location imported, and forks a step process for each
+attempt.
 
-``python -m dagster_taskiq.warm_parent``, started (by exec) by a worker, which speaks to it in frames (:mod:`dagster_taskiq.frames`) over ``--control``:
+``python -m dagster_taskiq.warm_parent``, started (by exec) by a worker, which speaks to it in frames
+(:mod:`dagster_taskiq.frames`) over ``--control``:
 
-======== ============================================================== ==========================================================
-from     frame                                                          meaning
-======== ============================================================== ==========================================================
-worker   ``load`` job_origin, instance_ref, isolation                   import; answered by ``ready``
-worker   ``step`` id, with the step's channel as descriptor             make a step process; answered by ``started`` or ``refused``
-worker   ``signal`` id, signal                                          to the step's process group, if it still lives
-worker   end of stream                                                  kill every step process and leave
-parent   ``ready`` isolation, warnings                                  what was decided, and why
-parent   ``started`` id, pid, pid_start                                 it waits for its attempt on its channel
-parent   ``exited`` id, exit_code or signal, max_rss_kib, cpu_seconds   reaped; its process group has been killed
-======== ============================================================== ==========================================================
+======== ================================================ ==========================================================
+from     frame                                            meaning
+======== ================================================ ==========================================================
+worker   ``load`` job_origin, instance_ref, isolation     import; answered by ``ready``
+worker   ``step`` id; the step's channel as descriptor    make a step process; answered by ``started`` or ``refused``
+worker   ``signal`` id, signal                            to the step's process group, if it still lives
+worker   end of stream                                    kill every step process and leave
+parent   ``ready`` isolation, warnings                    what was decided, and why
+parent   ``started`` id, pid, pid_start                   it waits for its attempt on its channel
+parent   ``refused`` id, error                            there is no such process
+parent   ``exited`` id, exit_code or signal, max_rss_kib, reaped; its process group has been killed
+         cpu_seconds
+======== ================================================ ==========================================================
 
-It has one thread, no event loop and no connection, because it forks: a lock that another thread holds, or a socket that two processes use, would break the child.
-It counts its threads and sockets after the import; where that is not so the steps of this code location run as fresh processes (slower, correct).
-It never ends by a signal that was meant for the worker: whether steps may go on is the worker's decision.
+It has one thread, no event loop and no connection, because it forks: a lock that another thread holds, or a socket that
+two processes use, would break the child. It counts its threads and sockets after the import; where that is not so the
+steps of this code location run as fresh processes (slower, correct). It never ends by a signal that was meant for the
+worker: whether steps may go on is the worker's decision.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import select
@@ -100,7 +106,7 @@ class WarmParent:
                 if child.id == frame["id"]:
                     _signal_group(child.pid, frame["signal"])
 
-    # ---- loading ------------------------------------------------------------------------------------------------------
+    # ---- loading ----------------------------------------------------------------------------------------------------
 
     def _load(self, frame: dict[str, Any]) -> None:
         warnings: list[str] = []
@@ -110,8 +116,9 @@ class WarmParent:
             reason = _why_not_fork()
             if reason and isolation == "auto":
                 warnings.append(
-                    f"{reason}, so forking is not safe: the steps of this code location run as fresh processes, which costs about a second "
-                    "each. Move what starts it from import time into resources or ops, or set isolation to spawn to silence this, to fork to override it."
+                    f"{reason}, so forking is not safe: the steps of this code location run as fresh processes, which"
+                    " costs about a second each. Move what starts it from import time into resources or ops; or set"
+                    " isolation to spawn, which says so in silence, or to fork, which overrides it."
                 )
             self._forks = not reason or isolation == "fork"
         if self._forks:
@@ -123,7 +130,9 @@ class WarmParent:
         self._control.send({"op": "ready", "isolation": "fork" if self._forks else "spawn", "warnings": warnings})
 
     def _import(self, job_origin: str, instance_ref: str) -> list[str]:
-        """Dagster, the code location, the instance.  What fails here fails again, and is reported, in the step; returns the failures."""
+        """Dagster, the code location, the instance.  What fails here fails again, and is reported, in the step; returns
+        the failures.
+        """
         warnings = []
         import dagster
 
@@ -140,7 +149,7 @@ class WarmParent:
             warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
         return warnings
 
-    # ---- step processes -----------------------------------------------------------------------------------------------
+    # ---- step processes ---------------------------------------------------------------------------------------------
 
     def _start(self, id_: int, channel: int) -> None:
         try:
@@ -181,7 +190,8 @@ class WarmParent:
 
     def _reap(self) -> None:
         for pid, child in list(self._children.items()):
-            # Look first and reap last: as long as the dead leader is there nobody else can have its process group's number.
+            # Look first and reap last: as long as the dead leader is there nobody else can have its process group's
+            # number.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _signal_group(pid, signal.SIGKILL)
@@ -209,7 +219,9 @@ class WarmParent:
 
 
 def process_start(pid: int) -> str:
-    """The kernel's start time of a process, in clock ticks since boot: with its number it names a process for good.  Empty where there is no /proc."""
+    """The kernel's start time of a process, in clock ticks since boot: with its number it names a process for good.
+    Empty where there is no /proc.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
@@ -218,14 +230,14 @@ def process_start(pid: int) -> str:
 
 
 def _signal_group(pid: int, signum: int) -> None:
-    """Signal the group that ``pid`` leads; itself when it has not come to make the group.  ``pid`` is a child that has not been reaped."""
+    """Signal the group that ``pid`` leads; itself when it has not come to make the group.  ``pid`` is a child that has
+    not been reaped.
+    """
     try:
         os.killpg(pid, signum)
     except ProcessLookupError:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
-        except ProcessLookupError:
-            pass
     except PermissionError:
         # Nothing but the dead leader is left in the group (macOS says it so).
         pass
@@ -257,7 +269,9 @@ def _is_internet(descriptor: int) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dagster_taskiq.warm_parent", description="Forks step processes; started by a worker.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dagster_taskiq.warm_parent", description="Forks step processes; started by a worker."
+    )
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the worker")
     parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
     options = parser.parse_args(argv)

@@ -1,7 +1,9 @@
-"""The worker: takes step attempts from SQS queues, no more than it has slots for, and runs each in a process of its own.
+"""The worker: takes step attempts from SQS queues, no more than it has slots for, and runs each in a process of its
+own.
 
-One event loop, in the main thread; the core's I/O thread beside it renews leases and message visibilities, so a busy event loop costs no lease.  Nothing
-polls: every queue has one long poll outstanding while there is a free slot, orders to cancel come by NOTIFY and with the heartbeat's answer.
+One event loop, in the main thread; the core's I/O thread beside it renews leases and message visibilities, so a busy
+event loop costs no lease.  Nothing polls: every queue has one long poll outstanding while there is a free slot, orders
+to cancel come by NOTIFY and with the heartbeat's answer.
 
 ``docs/internals/worker.md`` has the processes, the descriptors and the order of things.
 """
@@ -9,6 +11,7 @@ polls: every queue has one long poll outstanding while there is a free slot, ord
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -52,13 +55,15 @@ Foreign = Callable[[AckableMessage], Awaitable[None]]
 class SQSTaskIQWorker:
     """A worker.  :meth:`main` runs it as a program; inside another event loop: :meth:`run` and :meth:`stop`.
 
-    ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs; None: ``settings.queue``.
+    ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs; None:
+    ``settings.queue``.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
-    ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked lost, so that they run again elsewhere.
-    ``signing_keys``: any of them may have signed; None: ``settings.signing_key``.  ``foreign``: gets deliveries that are no step attempts and for which it
-    has a task (:class:`dagster_taskiq.receiver.StepReceiver`).
+    ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
+    lost, so that they run again elsewhere.
+    ``signing_keys``: any of them may have signed; None: ``settings.signing_key``.  ``foreign``: gets deliveries that
+    are no step attempts and for which it has a task (:class:`dagster_taskiq.receiver.StepReceiver`).
 
     Raises ``ConfigError`` from the constructor.
     """
@@ -78,7 +83,9 @@ class SQSTaskIQWorker:
         foreign: Foreign | None = None,
     ) -> None:
         if not settings.database_url:
-            raise ConfigError("database_url is not set (DAGSTER_TASKIQ_DATABASE_URL): a worker needs the idempotency store's PostgreSQL.")
+            raise ConfigError(
+                "database_url is not set (DAGSTER_TASKIQ_DATABASE_URL): a worker needs the idempotency store."
+            )
         if slots < 1:
             raise ConfigError(f"slots must be 1 or more, not {slots}.")
         if isolation not in ISOLATIONS:
@@ -109,7 +116,7 @@ class SQSTaskIQWorker:
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
 
-    # ---- life ---------------------------------------------------------------------------------------------------------
+    # ---- life -------------------------------------------------------------------------------------------------------
 
     def main(self) -> None:
         """Run until SIGTERM or SIGINT: the first drains, the second stops at once.  Blocks."""
@@ -128,7 +135,7 @@ class SQSTaskIQWorker:
             await self.broker.shutdown()
 
     async def run(self) -> None:
-        """Work until :meth:`stop` and the drain that follows.  The broker is started here, and shut down by the caller."""
+        """Work until :meth:`stop` and the drain that follows.  Starts the broker; the caller shuts it down."""
         await self.broker.startup()
         core_loop = self.broker.loop
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
@@ -139,7 +146,13 @@ class SQSTaskIQWorker:
         try:
             await self.store.listen(worker_channel(self.identity))
             await self._register()
-            logger.info("worker %s serves %s with %d slots", self.name, ", ".join(self.queues), self.slots, extra=fields(worker=self.identity))
+            logger.info(
+                "worker %s serves %s with %d slots",
+                self.name,
+                ", ".join(self.queues),
+                self.slots,
+                extra=fields(worker=self.identity),
+            )
             beating = asyncio.create_task(self._beat())
             serving = [asyncio.create_task(self._serve(queue)) for queue in self.queues]
             await self._stopping.wait()
@@ -159,13 +172,19 @@ class SQSTaskIQWorker:
             logger.info("worker %s has ended", self.name, extra=fields(worker=self.identity))
 
     def stop(self) -> None:
-        """Drain: receive no more, hand back what has not started, let running steps end for up to ``drain_timeout``.  A second call does not wait for them."""
+        """Drain: receive no more, hand back what has not started, let running steps end for up to ``drain_timeout``.  A
+        second call does not wait for them.
+        """
         if self._stopping.is_set():
             self._hurrying.set()
         self._stopping.set()
 
     async def _drain(self) -> None:
-        logger.info("draining: %d steps are running", sum(attempt.started for attempt in self._attempts.values()), extra=fields(worker=self.identity))
+        logger.info(
+            "draining: %d steps are running",
+            sum(attempt.started for attempt in self._attempts.values()),
+            extra=fields(worker=self.identity),
+        )
         for attempt in list(self._attempts.values()):
             attempt.hand_back()
         await self._until_done(self._handling, self.drain_timeout)
@@ -177,7 +196,7 @@ class SQSTaskIQWorker:
             task.cancel()
 
     async def _until_done(self, tasks: Collection[asyncio.Task[None]], timeout: float) -> None:
-        """Until ``tasks`` (which may change meanwhile) are done, ``timeout`` seconds have passed or somebody hurries."""
+        """Until ``tasks`` (they may change) are done, ``timeout`` seconds have passed or somebody hurries."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         hurry = loop.create_task(self._hurrying.wait())
@@ -187,7 +206,7 @@ class SQSTaskIQWorker:
         finally:
             hurry.cancel()
 
-    # ---- receiving ----------------------------------------------------------------------------------------------------
+    # ---- receiving --------------------------------------------------------------------------------------------------
 
     async def _serve(self, queue: str) -> None:
         """One queue: a long poll, for as many messages as there are free slots, as long as there is one."""
@@ -204,7 +223,6 @@ class SQSTaskIQWorker:
                 backoff.reset()
             except CoreError as error:
                 logger.warning("receiving failed: %s", error, extra=fields(queue=queue))
-                self.broker.forget_queue_urls()
                 pause = backoff.next()
             finally:
                 self._slots.polled(count - len(messages))
@@ -224,12 +242,10 @@ class SQSTaskIQWorker:
             logger.error("a delivery could not be dealt with", exc_info=task.exception())
 
     async def _pause(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
 
-    # ---- deliveries ---------------------------------------------------------------------------------------------------
+    # ---- deliveries -------------------------------------------------------------------------------------------------
 
     async def _handle(self, delivery: Delivery, damaged: bool) -> None:
         if self._stopping.is_set():
@@ -246,7 +262,9 @@ class SQSTaskIQWorker:
         try:
             await self._take(delivery, task)
         except CoreError as error:
-            about = fields(run_id=task.run_id, step_key=task.step_key, attempt=task.attempt, message_id=delivery.message_id)
+            about = fields(
+                run_id=task.run_id, step_key=task.step_key, attempt=task.attempt, message_id=delivery.message_id
+            )
             logger.warning("a delivery could not be dealt with now: %s", error, extra=about)
             await self.hide(delivery, RETRY_SOON)
             await self._pause(Backoff(base=RETRY_SOON).next())
@@ -337,7 +355,9 @@ class SQSTaskIQWorker:
             await self.hide(delivery, self._visibility)
 
     async def _quarantine(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """To the dead-letter queue, with the reason as attributes.  Without such a queue it stays, hidden for a while: nothing is dropped silently."""
+        """To the dead-letter queue, with the reason as attributes.  Without such a queue it stays, hidden for a while:
+        nothing is dropped silently.
+        """
         about = fields(queue=delivery.queue, message_id=delivery.message_id, deliveries=delivery.receive_count)
         logger.error("a message is not to be understood (%s): %s", reason, detail, extra=about)
         target = await self._dead_letter_url(delivery.queue_url)
@@ -377,14 +397,16 @@ class SQSTaskIQWorker:
                 return None
         return self._dead_letter_urls[queue_url]
 
-    # ---- what attempts need -------------------------------------------------------------------------------------------
+    # ---- what attempts need -----------------------------------------------------------------------------------------
 
     def beat_for(self, ttl: float) -> _core.Beat:
         """The heartbeat for leases of this length: the margin of a fence goes with it."""
         beat = self._beats.get(ttl)
         if beat is None:
             margin = KILL_LATENCY + ttl * 2 * CLOCK_RATE_ERROR + CLOCK_STEP
-            beat = self._beats[ttl] = _core.Beat(self.store.core, margin=margin, board=self.board, sqs=self.broker.client)
+            beat = self._beats[ttl] = _core.Beat(
+                self.store.core, margin=margin, board=self.board, sqs=self.broker.client
+            )
         return beat
 
     async def parts(self, digests: Sequence[str]) -> Mapping[str, str]:
@@ -406,7 +428,11 @@ class SQSTaskIQWorker:
             (result,) = await self.broker.client.delete(delivery.queue_url, [delivery.receipt_handle])
             sqs.raise_for_entry(result)
         except CoreError as error:
-            logger.warning("a message could not be deleted: %s", error, extra=fields(message_id=delivery.message_id, queue=delivery.queue))
+            logger.warning(
+                "a message could not be deleted: %s",
+                error,
+                extra=fields(message_id=delivery.message_id, queue=delivery.queue),
+            )
 
     async def hide(self, delivery: Delivery, seconds: float) -> None:
         """Have it delivered again after ``seconds``.  A failure leaves it hidden for its visibility timeout."""
@@ -416,9 +442,13 @@ class SQSTaskIQWorker:
             )
             sqs.raise_for_entry(result)
         except CoreError as error:
-            logger.warning("a message could not be hidden: %s", error, extra=fields(message_id=delivery.message_id, queue=delivery.queue))
+            logger.warning(
+                "a message could not be hidden: %s",
+                error,
+                extra=fields(message_id=delivery.message_id, queue=delivery.queue),
+            )
 
-    # ---- events and the worker's own row ------------------------------------------------------------------------------
+    # ---- events and the worker's own row ----------------------------------------------------------------------------
 
     def _on_event(self, event: _core.Event) -> None:
         generation = event.generation
@@ -434,11 +464,20 @@ class SQSTaskIQWorker:
         elif event.kind == "lease_lost":
             attempt.lease_lost()
         elif event.kind == "visibility_lost":
-            logger.info("the message can no longer be hidden; the claim goes on without it", extra=fields(generation=generation))
+            logger.info(
+                "the message can no longer be hidden; the claim goes on without it", extra=fields(generation=generation)
+            )
 
     async def _register(self) -> None:
         await self.store.register_worker(
-            self.identity, self.name, self.hostname, os.getpid(), self._boot_id, self.queues, self.slots, ttl=4 * WORKER_HEARTBEAT
+            self.identity,
+            self.name,
+            self.hostname,
+            os.getpid(),
+            self._boot_id,
+            self.queues,
+            self.slots,
+            ttl=4 * WORKER_HEARTBEAT,
         )
 
     async def _beat(self) -> None:
@@ -454,14 +493,16 @@ class SQSTaskIQWorker:
         try:
             await asyncio.wait_for(self.store.remove_worker(self.identity), 5)
         except (CoreError, asyncio.TimeoutError) as error:
-            logger.warning("the worker's row stays until its heartbeat is old: %s", error, extra=fields(worker=self.identity))
+            logger.warning(
+                "the worker's row stays until its heartbeat is old: %s", error, extra=fields(worker=self.identity)
+            )
 
 
 class _Slots:
     """Free slots, shared out fairly among the long polls of several queues.
 
-    Each poll holds as many slots as it may bring messages.  While there are fewer slots than queues that want to poll, polls are shorter, so that no queue waits for
-    long behind another's empty one.
+    Each poll holds as many slots as it may bring messages.  While there are fewer slots than queues that want to poll,
+    polls are shorter, so that no queue waits for long behind another's empty one.
     """
 
     def __init__(self, total: int, queues: int) -> None:
@@ -471,7 +512,7 @@ class _Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self) -> tuple[int, int]:
-        """(slots, seconds to wait for messages) of the next poll; waits for a free slot.  :meth:`polled` tells its end."""
+        """(slots, seconds to wait for messages) of the next poll; waits for a slot.  :meth:`polled` tells its end."""
         while self._free == 0:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
