@@ -1,0 +1,146 @@
+/*
+ * What the files of the SQS client share:
+ *   dtq_sqs.c           the client: its options, credentials and statistics
+ *   dtq_sqs_op.c        constructors and results of operations
+ *   dtq_sqs_source.c    the I/O thread: who goes on the wire when, retries, cancel, stop
+ *   dtq_sqs_exchange.c  the I/O thread: one attempt: sign, send, judge the answer
+ */
+#ifndef DTQ_SQS_PRIV_H
+#define DTQ_SQS_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dtq_buf.h"
+#include "dtq_creds.h"
+#include "dtq_digest.h"
+#include "dtq_http.h"
+#include "dtq_loop.h"
+#include "dtq_retry.h"
+#include "dtq_sigv4.h"
+#include "dtq_sqs.h"
+#include "dtq_sqs_wire.h"
+
+enum dtq_sqs_action { DTQ_SQS_SEND, DTQ_SQS_RECEIVE, DTQ_SQS_DELETE, DTQ_SQS_VISIBILITY, DTQ_SQS_CALL };
+
+/* One place on the wire: an easy handle that is used again and again. */
+struct dtq_sqs_exchange {
+    struct dtq_transfer transfer; /* first: CURLOPT_PRIVATE points here */
+    struct dtq_http http;
+    struct dtq_buf authorization;
+    struct dtq_creds *credentials;        /* that signed it */
+    struct dtq_sqs_op *op;                /* one reference; its request is read until the transfer ends */
+    bool detached;                        /* op is done: nobody waits for this poll */
+    struct dtq_sqs_exchange *next, *prev; /* of busy or idle */
+};
+
+/* How an attempt ended. */
+struct dtq_sqs_verdict {
+    enum dtq_code code;
+    int http_status;
+    bool may_have_arrived; /* the request was, or may have been, served */
+    bool clock_skew;
+    bool expired_token;
+    int64_t service_time_s; /* of the answer's Date; -1 when there is none */
+};
+
+struct dtq_sqs_op {
+    struct dtq_op op;
+    struct dtq_sqs *client;
+    enum dtq_sqs_action action;
+    char *target;          /* X-Amz-Target: "AmazonSQS.SendMessageBatch" */
+    char *url;             /* endpoint and path */
+    struct dtq_slice path; /* in url */
+    char *queue_url;       /* as the caller gave it; NULL when none */
+    struct dtq_buf request;
+    int wait_s;
+    size_t count;                                      /* entries of a batch */
+    char digests[DTQ_SQS_BATCH_MAX][DTQ_MD5_HEX_SIZE]; /* of the bodies sent */
+    /* result */
+    struct dtq_sqs_answer answer;
+    char *json;
+    size_t json_length;
+    /* I/O thread */
+    struct dtq_sqs_op *next;           /* of the queue or of the list of those that wait for their next attempt */
+    struct dtq_sqs_exchange *exchange; /* on the wire */
+    bool internal;                     /* the client's own: nobody but the client knows of it */
+    bool clock_corrected, credentials_renewed;
+    int attempts;
+    uint64_t again_at_ms;
+    struct dtq_error last; /* of the attempt before */
+};
+
+struct dtq_sqs_op_list {
+    struct dtq_sqs_op *head, *tail;
+};
+
+struct dtq_sqs {
+    struct dtq_source source;
+    /* unchanging */
+    char *region;
+    char *origin;    /* "https://sqs.eu-central-1.amazonaws.com" */
+    char *host;      /* as in the Host header */
+    char *base_path; /* of requests without a queue URL */
+    char *ca_file;
+    char *proxy;
+    struct dtq_http_settings http;
+    struct dtq_retry_policy retry;
+    int request_timeout_ms;
+    struct dtq_creds *(*refresh)(void *context);
+    void *refresh_context;
+    /* any thread */
+    pthread_mutex_t credentials_lock;
+    struct dtq_creds *credentials; /* under credentials_lock */
+    atomic_uint_least64_t requests, retries, throttled, failed, connections, bytes_sent, bytes_received;
+    /* I/O thread */
+    int64_t clock_offset_s;
+    struct dtq_sigv4_key_cache key_cache;
+    struct dtq_sqs_op_list polls, calls; /* wait for a free place on the wire */
+    struct dtq_sqs_op *later;            /* wait for their next attempt */
+    struct dtq_sqs_exchange *busy, *idle;
+    unsigned polls_on_wire, calls_on_wire;
+};
+
+/* ---- dtq_sqs.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* The snapshot to sign with, refreshed when it is due: a reference.  NULL when there are none. */
+struct dtq_creds *dtq_sqs_credentials(struct dtq_sqs *client);
+/* The service says that they are expired: do not use this snapshot again when there is a way to get another. */
+bool dtq_sqs_drop_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
+/* The source class's destroy. */
+void dtq_sqs_destroy_source(struct dtq_source *source, bool forked);
+
+/* ---- dtq_sqs_op.c ---------------------------------------------------------------------------------------------------
+ */
+
+/* Hide no longer what a detached poll brought.  An internal operation, with one reference; NULL when memory is short.
+ */
+struct dtq_sqs_op *dtq_sqs_hand_back(struct dtq_sqs *client, const char *queue_url,
+                                     const struct dtq_sqs_answer *messages);
+
+/* ---- dtq_sqs_source.c -----------------------------------------------------------------------------------------------
+ */
+
+extern const struct dtq_source_class dtq_sqs_source_class;
+
+/* ---- dtq_sqs_exchange.c ---------------------------------------------------------------------------------------------
+ */
+
+/* Sign op's request and put it on the wire.  The exchange takes a reference of op. */
+enum dtq_code dtq_sqs_exchange_begin(struct dtq_sqs *client, struct dtq_sqs_op *op,
+                                     struct dtq_error *err) DTQ_MUST_CHECK;
+/* After the transfer: judge and read the answer into answer, or into op's JSON text when the action is a call. */
+void dtq_sqs_exchange_judge(struct dtq_sqs *client, struct dtq_sqs_exchange *exchange, CURLcode result,
+                            struct dtq_sqs_answer *answer, struct dtq_sqs_verdict *verdict, struct dtq_error *err);
+/* Give the place back, with the reference of op.  The easy handle is no longer in the CURLM. */
+void dtq_sqs_exchange_end(struct dtq_sqs *client, struct dtq_sqs_exchange *exchange);
+void dtq_sqs_exchange_destroy(struct dtq_sqs_exchange *exchange);
+
+/* err, which says what happened, gets its context in front: what was asked of whom. */
+void dtq_sqs_add_context(const struct dtq_sqs *client, const struct dtq_sqs_op *op, struct dtq_error *err);
+
+#endif
