@@ -232,53 +232,101 @@ static enum dtq_code refuse(struct dtq_buf *buf)
     return buf->failed;
 }
 
-static enum dtq_code write_escape(struct dtq_buf *buf, unsigned char c)
+/* The letter after the backslash, 0 when there is none. */
+static char short_escape(unsigned char c)
 {
     switch (c) {
     case '"':
-        return dtq_buf_add(buf, "\\\"", 2);
     case '\\':
-        return dtq_buf_add(buf, "\\\\", 2);
+        return (char)c;
     case '\n':
-        return dtq_buf_add(buf, "\\n", 2);
+        return 'n';
     case '\r':
-        return dtq_buf_add(buf, "\\r", 2);
+        return 'r';
     case '\t':
-        return dtq_buf_add(buf, "\\t", 2);
+        return 't';
     default:
-        return dtq_buf_addf(buf, "\\u%04x", c);
+        return 0;
     }
 }
 
-enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
+static bool stays_as_it_is(unsigned char c)
+{
+    return c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
+}
+
+/* U+FFFE and U+FFFF, which no SQS message body may hold. */
+static bool is_no_character(const unsigned char *p)
+{
+    return p[0] == 0xef && p[1] == 0xbf && p[2] >= 0xbe;
+}
+
+/* The bytes that text takes without its quotes; false when it is not text. */
+static bool escaped_length(struct dtq_slice text, size_t *out)
 {
     const unsigned char *p = (const unsigned char *)text.data;
-    size_t plain = 0; /* where the run of bytes that stay as they are begins */
-    size_t i = 0;
-    dtq_buf_add_char(buf, '"');
-    while (i < text.length) {
-        unsigned char c = p[i];
-        if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+    size_t extra = 0;
+    for (size_t i = 0; i < text.length;) {
+        if (stays_as_it_is(p[i])) {
             i++;
             continue;
         }
-        size_t length = c ? dtq_utf8_length(p + i, text.length - i) : 0;
-        bool not_a_character = length == 3 && c == 0xef && p[i + 1] == 0xbf && p[i + 2] >= 0xbe;
+        size_t length = p[i] ? dtq_utf8_length(p + i, text.length - i) : 0;
         if (!length)
-            return refuse(buf);
-        if (length == 1 || not_a_character) {
-            dtq_buf_add(buf, p + plain, i - plain);
-            if (length == 1)
-                write_escape(buf, c);
-            else
-                dtq_buf_add_str(buf, p[i + 2] == 0xbe ? "\\ufffe" : "\\uffff");
-            plain = i + length;
-        }
+            return false;
+        if (length == 1)
+            extra += short_escape(p[i]) ? 1 : 5;
+        else if (length == 3 && is_no_character(p + i))
+            extra += 3;
         i += length;
     }
-    if (plain < text.length)
-        dtq_buf_add(buf, p + plain, text.length - plain);
-    return dtq_buf_add_char(buf, '"');
+    *out = text.length + extra;
+    return true;
+}
+
+static char *put_unicode_escape(char *at, unsigned code)
+{
+    static const char digits[] = "0123456789abcdef";
+    *at++ = '\\';
+    *at++ = 'u';
+    for (int shift = 12; shift >= 0; shift -= 4)
+        *at++ = digits[code >> shift & 15];
+    return at;
+}
+
+/* Two passes, since most of a payload is JSON within JSON within JSON: the first measures, the second writes in place. */
+enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
+{
+    const unsigned char *p = (const unsigned char *)text.data;
+    size_t length;
+    if (!escaped_length(text, &length))
+        return refuse(buf);
+    enum dtq_code rc = dtq_buf_reserve(buf, length + 2);
+    if (rc)
+        return rc;
+    char *at = buf->data + buf->length;
+    *at++ = '"';
+    for (size_t i = 0; i < text.length; i++) {
+        char letter = short_escape(p[i]);
+        if (letter) {
+            *at++ = '\\';
+            *at++ = letter;
+        }
+        else if (p[i] < 0x20 || p[i] == 0x7f) {
+            at = put_unicode_escape(at, p[i]);
+        }
+        else if (p[i] == 0xef && is_no_character(p + i)) {
+            at = put_unicode_escape(at, p[i + 2] == 0xbe ? 0xfffe : 0xffff);
+            i += 2;
+        }
+        else {
+            *at++ = (char)p[i];
+        }
+    }
+    *at++ = '"';
+    *at = '\0';
+    buf->length += length + 2;
+    return DTQ_OK;
 }
 
 enum dtq_code dtq_json_write_str(struct dtq_buf *buf, const char *text)

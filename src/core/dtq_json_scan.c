@@ -136,6 +136,9 @@ static bool scan_string(struct scanner *scan)
         else if (c < 0x20) {
             return fail(scan, c ? "a string holds a control character" : "a string holds NUL");
         }
+        else if (c < 0x80) {
+            scan->at++;
+        }
         else {
             size_t length = dtq_utf8_length(scan->at, (size_t)(scan->end - scan->at));
             if (!length)
