@@ -1,0 +1,121 @@
+"""How a step process can end, what the row says, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+
+
+def zombies_below(pid: int) -> list[int]:
+    return [one for one in services.descendants(pid) if not services.alive(one)]
+
+
+def test_failures_of_the_op(stage: Any, start_worker: Any) -> None:
+    worker = start_worker()
+    for key in ("boom", "retried", "leaves"):
+        stage.send(key)
+    for key, terminal in (("boom", "STEP_FAILURE"), ("retried", "STEP_UP_FOR_RETRY"), ("leaves", "STEP_FAILURE")):
+        stage.wait_for_state(key, "failed")
+        outcome = stage.outcome(key)
+        types = [event["event_type_value"] for event in json.loads(outcome.events)]
+        assert types[-1] == terminal
+        assert outcome.error is None
+    stage.wait_for_messages(0, 0)
+    assert zombies_below(worker.pid) == []
+
+
+@pytest.mark.parametrize("isolation", ["fork", "spawn"])
+def test_crashes(stage: Any, start_worker: Any, isolation: str) -> None:
+    worker = start_worker(slots=1, args=["--isolation", isolation])
+    for key in ("exits", "killed", "crashes"):
+        stage.send(key)
+    expected = {
+        "exits": (7, None, "exit code 7"),
+        "killed": (None, "SIGKILL", "memory"),
+        "crashes": (None, "SIGSEGV", "SIGSEGV"),
+    }
+    for key, (exit_code, signal_name, words) in expected.items():
+        stage.wait_for_state(key, "failed")
+        outcome = stage.outcome(key)
+        error = json.loads(outcome.error)
+        assert (error["exit_code"], error["signal_name"]) == (exit_code, signal_name)
+        assert words in error["message"]
+        assert error["max_rss_kib"] > 1000
+        assert outcome.events is None
+        assert outcome.reason == "crash"
+        assert not services.alive(outcome.pid)
+    stage.wait_for_messages(0, 0)
+    assert zombies_below(worker.pid) == []
+
+
+def test_children_of_a_step_die_with_it(stage: Any, start_worker: Any) -> None:
+    start_worker()
+    stage.send("family")
+    stage.wait_for_note("start", "family")
+    child = int((stage.folder / "child").read_text())
+    assert services.alive(child)
+    stage.release()
+    stage.wait_for_state("family", "succeeded")
+    services.wait_for(lambda: not services.alive(child), "the child's death")
+
+
+def test_a_warm_parent_that_dies(stage: Any, start_worker: Any) -> None:
+    """Its steps die with it and are failures; the next step gets a new one."""
+    worker = start_worker()
+    stage.send("slow")
+    (_, _, _, _, pid) = stage.wait_for_note("start", "slow")
+    (parent,) = [one for one in services.descendants(worker.pid) if one != int(pid)]
+    assert f"{parent}".encode() in Path(f"/proc/{pid}/stat").read_bytes()
+    os.kill(parent, signal.SIGKILL)
+    stage.wait_for_state("slow", "failed")
+    assert "warm parent" in json.loads(stage.outcome("slow").error)["message"]
+    assert not services.alive(int(pid))
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    assert zombies_below(worker.pid) == []
+
+
+@pytest.mark.parametrize("isolation", ["fork", "spawn"])
+def test_the_world_of_a_step(stage: Any, start_worker: Any, isolation: str) -> None:
+    worker = start_worker(args=["--isolation", isolation])
+    stage.send("look", 1)
+    row = stage.wait_for_state("look", "succeeded")
+    seen = json.loads((stage.folder / "seen").read_text())
+    assert seen["token"] == row.generation
+    assert seen["attempt"] == 1
+    environment = seen["environment"]
+    assert environment["PGAPPNAME"] == f"dagster-taskiq:{row.generation}"
+    assert environment["DAGSTER_TASKIQ_RUN_ID"] == stage.run_id
+    assert environment["DAGSTER_TASKIQ_WORKER"] == "worker-1"
+    assert seen["argv"][:3] == ["dagster", "api", "execute_step"]
+    assert seen["cwd"] == str(Path(f"/proc/{worker.pid}/cwd").readlink())
+    assert seen["leader"]
+    assert seen["blocked"] == []
+    assert seen["children"] == "0"
+    assert seen["wakeup"] == -1
+    assert seen["threads"] == ["MainThread"]
+    assert seen["descriptors"]["0"] == "/dev/null"
+    # The channel to the worker; no socket to the warm parent, none to PostgreSQL, no other step's.
+    sockets = [target for target in seen["descriptors"].values() if target.startswith("socket:")]
+    assert len(sockets) == 1, seen["descriptors"]
+    assert stage.database_url not in " ".join(seen["argv"][:3])
+
+
+def test_output_goes_where_dagster_keeps_compute_logs(stage: Any, start_worker: Any) -> None:
+    start_worker()
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    captured = next(
+        record.dagster_event.logs_captured_data
+        for record in stage.instance.all_logs(stage.run_id)
+        if record.dagster_event is not None and record.dagster_event.event_type_value == "LOGS_CAPTURED"
+    )
+    manager = stage.instance.compute_log_manager
+    data = manager.get_log_data([stage.run_id, "compute_logs", captured.file_key])
+    assert b"quick was here" in data.stdout

@@ -1,0 +1,129 @@
+"""Cancelling steps; stopping and killing workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import services
+
+
+def test_cancel(stage: Any, start_worker: Any) -> None:
+    """SIGTERM first: the op's finally runs; SIGKILL after the grace for one that does not listen."""
+    start_worker(args=["--cancel-grace", "0.5"])
+    for key in ("slow", "stubborn"):
+        stage.send(key)
+        stage.wait_for_note("start", key)
+    asked = stage.store.request_cancel(stage.run_id, stage.generation).result(10)
+    assert {key for key, _, _ in asked} == {"slow", "stubborn"}
+    for key in ("slow", "stubborn"):
+        row = stage.wait_for_state(key, "cancelled")
+        assert not services.alive(row.pid)
+    stage.wait_for_messages(0, 0)
+    assert ["finally", "slow"] in [line[:2] for line in stage.history()]
+    assert ["end", "slow"] not in [line[:2] for line in stage.history()]
+    assert "STEP_FAILURE" in stage.logged("slow")
+
+
+def test_cancel_by_the_heartbeat(stage: Any, start_worker: Any) -> None:
+    """The answer to a renewal covers a lost NOTIFY."""
+    start_worker()
+    stage.send("slow")
+    stage.wait_for_note("start", "slow")
+    services.rows(
+        stage.database_url, "UPDATE dagster_taskiq_steps SET cancel_requested = true WHERE run_id = %s", (stage.run_id,)
+    )
+    stage.wait_for_state("slow", "cancelled")
+
+
+def test_a_killed_worker(stage: Any, start_worker: Any) -> None:
+    """Its step and the step's children die with it; another worker finds the lease past and does not run it."""
+    first = start_worker()
+    stage.send("family")
+    (_, _, _, generation, pid) = stage.wait_for_note("start", "family")
+    child = int((stage.folder / "child").read_text())
+    family = services.descendants(first.pid)
+    first.kill()
+    services.wait_for(
+        lambda: not any(map(services.alive, [int(pid), child, *family])), "the death of all it had started"
+    )
+    second = start_worker()
+    stage.post(stage.message("family"))
+    row = stage.wait_for_state("family", "lost")
+    assert row.generation == int(generation)
+    assert stage.starts("family") == 1
+    second.stop()
+
+
+def test_a_stopped_worker_does_not_outlive_its_lease(stage: Any, start_worker: Any) -> None:
+    """SIGSTOP: no renewal; the fence kills the step process before another may think it lost."""
+    worker = start_worker()
+    stage.send("slow", lease=4.0)
+    (_, _, _, _, pid) = stage.wait_for_note("start", "slow")
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        services.wait_for(lambda: not services.alive(int(pid)), "the fence", 20)
+        assert stage.row("slow").lease_left > 0
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    stage.wait_for_state("slow", "lost")
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain_lets_a_step_end(stage: Any, start_worker: Any, number: signal.Signals) -> None:
+    worker = start_worker(slots=1)
+    stage.send("slow")
+    stage.wait_for_note("start", "slow")
+    stage.send("quick")
+    worker.send(number)
+    worker.wait_for_log("draining: 1 ")
+    stage.release()
+    stage.wait_for_state("slow", "succeeded")
+    assert worker.wait() == 0
+    assert stage.row("quick").state == "queued"
+    assert stage.queue.counts()[0] == 1
+    assert stage.store.list_workers().result(10) == []
+
+
+def test_drain_ends(stage: Any, start_worker: Any) -> None:
+    """What still runs then is lost at once, without an event that would count as the op's failure."""
+    worker = start_worker(slots=1, args=["--drain-timeout", "0.2"])
+    stage.send("slow", lease=60.0)
+    (_, _, _, _, pid) = stage.wait_for_note("start", "slow")
+    worker.send(signal.SIGTERM)
+    row = stage.wait_for_state("slow", "lost")
+    assert "worker-1" in row.reason
+    assert row.lease_left is None or row.lease_left > 10
+    assert not services.alive(int(pid))
+    assert "STEP_FAILURE" not in stage.logged("slow")
+    assert worker.wait() == 0
+    stage.wait_for_messages(0, 0)
+
+
+def test_a_second_signal_does_not_wait(stage: Any, start_worker: Any) -> None:
+    worker = start_worker(args=["--drain-timeout", "600"])
+    stage.send("slow", lease=60.0)
+    stage.wait_for_note("start", "slow")
+    family = services.descendants(worker.pid)
+    worker.send(signal.SIGTERM)
+    worker.wait_for_log("draining: 1 ")
+    worker.send(signal.SIGTERM)
+    stage.wait_for_state("slow", "lost")
+    worker.wait(30)
+    assert not any(map(services.alive, family))
+
+
+def test_the_workers_row(stage: Any, start_worker: Any) -> None:
+    worker = start_worker(slots=3)
+    (row,) = stage.store.list_workers().result(10)
+    assert (row.name, row.pid, row.slots, row.queues, row.alive) == (
+        "worker-1",
+        worker.pid,
+        3,
+        [stage.queue.name],
+        True,
+    )
