@@ -294,7 +294,7 @@ static char *put_unicode_escape(char *at, unsigned code)
     return at;
 }
 
-/* Two passes, since most of a payload is JSON within JSON within JSON: the first measures, the second writes in place. */
+/* Two passes, since most of a payload is JSON within JSON within JSON: the first measures, the second writes. */
 enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
 {
     const unsigned char *p = (const unsigned char *)text.data;

@@ -377,7 +377,7 @@ enum dtq_code dtq_payload_decode(struct dtq_slice message, const struct dtq_payl
                                  struct dtq_step_task *out, struct dtq_error *err)
 {
     struct cJSON *tree = NULL;
-    struct dtq_slice task_text, signature = {NULL, 0};
+    struct dtq_slice task_text = {NULL, 0}, signature = {NULL, 0};
     memset(out, 0, sizeof *out);
     /* TaskIQ may have written the message anew and with more escapes: SQS's limit is the one that holds here. */
     enum dtq_code rc = dtq_json_parse(message, DTQ_SQS_MESSAGE_BYTES_MAX, "the message", &tree, err);

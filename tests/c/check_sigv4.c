@@ -13,7 +13,7 @@
 
 static const struct dtq_sigv4_scope vector_scope = {"us-east-1", "service", 1440938160};
 
-/* ---- AWS's own cases ---------------------------------------------------------------------------------------------- */
+/* ---- AWS's own cases -------------------------------------------------------------------------------------------- */
 
 struct vector {
     char name[64];
@@ -218,7 +218,7 @@ START_TEST(authorization_is_aws_s)
 }
 END_TEST
 
-/* ---- our own cases ------------------------------------------------------------------------------------------------ */
+/* ---- our own cases ---------------------------------------------------------------------------------------------- */
 
 static struct dtq_creds *example_creds(const char *secret, const char *token)
 {

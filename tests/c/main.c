@@ -1,8 +1,8 @@
 /*
  * Runs the suites of the core: all of them, or those named on the command line.
  *
- * A suite is a file check_<name>.c that defines `Suite *<name>_suite(void)`; the Makefile writes suites.h from the files
- * that are there.
+ * A suite is a file check_<name>.c that defines `Suite *<name>_suite(void)`; the Makefile writes suites.h from the
+ * files that are there.
  */
 #include <stdio.h>
 #include <stdlib.h>

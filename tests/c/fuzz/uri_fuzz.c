@@ -1,6 +1,6 @@
 /*
- * Addresses from configuration and from the service: what comes apart goes together again to an address that comes apart
- * in the same way.
+ * Addresses from configuration and from the service: what comes apart goes together again to an address that comes
+ * apart in the same way.
  */
 #include <stdint.h>
 #include <stdlib.h>
