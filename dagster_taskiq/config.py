@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from dagster import Field, Float, Int, Noneable, StringSource, multiprocess_executor
 
 from dagster_taskiq.errors import ConfigError
 
@@ -111,7 +110,7 @@ class Settings:
     @property
     def margin(self) -> float:
         """Seconds before the end of its lease at which a step process is killed (see the module's text)."""
-        return KILL_LATENCY + self.lease_ttl * 2 * CLOCK_RATE_ERROR + CLOCK_STEP
+        return margin_of(self.lease_ttl)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -134,6 +133,11 @@ class Settings:
             values[f"backoff_{name}"] = value
         values["tag_concurrency_limits"] = tuple(values.get("tag_concurrency_limits") or ())
         return cls(**{name: _converted(name, value) for name, value in values.items()})
+
+
+def margin_of(lease_ttl: float) -> float:
+    """The margin in seconds for leases of that length (see the module's text)."""
+    return KILL_LATENCY + lease_ttl * 2 * CLOCK_RATE_ERROR + CLOCK_STEP
 
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -197,8 +201,10 @@ def _resolve_env(value: Any, where: str, environ: Mapping[str, str]) -> Any:
     return value
 
 
-def _from_dagster(names: Sequence[str]) -> dict[str, Field]:
+def _from_dagster(names: Sequence[str]) -> dict[str, Any]:
     """Fields that Dagster's own multiprocess executor has, where this version has them."""
+    from dagster import multiprocess_executor
+
     own = multiprocess_executor.config_schema.config_type.fields  # type: ignore[union-attr]
     return {name: own[name] for name in names if name in own}
 
@@ -206,6 +212,9 @@ def _from_dagster(names: Sequence[str]) -> dict[str, Field]:
 def executor_config_schema() -> dict[str, Any]:
     """The executor's config schema.  Nothing has a default value here, so that the environment comes before
     :class:`Settings`' defaults."""
+
+    # A worker reads its settings too, and does without the second that this import takes.
+    from dagster import Field, Float, Int, Noneable, StringSource
 
     def optional(dagster_type: Any, description: str) -> Field:
         return Field(dagster_type, is_required=False, description=description)

@@ -91,8 +91,12 @@ def _serve(
     channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Callable[[], Any]]
 ) -> int:
     """Wait for the attempt and run it.  Returns the exit code."""
-    with contextlib.suppress(UnsupportedError):
+    try:
         _core.die_with_parent(parent)
+    except UnsupportedError:
+        pass
+    except LeaseLostError:
+        return EXIT_NOT_STARTED  # the warm parent is gone already
     frames = FrameSocket(channel)
     attempt = frames.recv()
     if attempt is None:

@@ -27,7 +27,7 @@ from taskiq import AckableMessage
 from dagster_taskiq import _bridge, _core, migrations, sqs
 from dagster_taskiq.attempt import RETRY_SOON, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
-from dagster_taskiq.config import CLOCK_RATE_ERROR, CLOCK_STEP, KILL_LATENCY, Settings
+from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
@@ -403,9 +403,8 @@ class SQSTaskIQWorker:
         """The heartbeat for leases of this length: the margin of a fence goes with it."""
         beat = self._beats.get(ttl)
         if beat is None:
-            margin = KILL_LATENCY + ttl * 2 * CLOCK_RATE_ERROR + CLOCK_STEP
             beat = self._beats[ttl] = _core.Beat(
-                self.store.core, margin=margin, board=self.board, sqs=self.broker.client
+                self.store.core, margin=margin_of(ttl), board=self.board, sqs=self.broker.client
             )
         return beat
 
