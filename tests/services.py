@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -230,8 +230,13 @@ class Processes:
     def end(self) -> None:
         """SIGTERM to all, SIGKILL to those that do not listen, and to all that they started."""
         families = [[*descendants(handle.pid)] for handle in self._handles if handle.popen.poll() is None]
-        for handle in self._handles:
-            handle.send(signal.SIGTERM)
+        for _ in range(2):
+            # The second one tells a worker not to wait for its long polls.
+            for handle in self._handles:
+                handle.send(signal.SIGTERM)
+            for handle in self._handles:
+                with suppress(subprocess.TimeoutExpired):
+                    handle.popen.wait(0.3)
         for handle in self._handles:
             try:
                 handle.popen.wait(20)
