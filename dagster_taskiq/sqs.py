@@ -83,8 +83,8 @@ def _whole(credentials: Credentials) -> tuple[str, str, str | None, int]:
     """With what may be left out."""
     if not 2 <= len(credentials) <= 4:
         raise ConfigError("credentials are (access key id, secret access key, session token or None, time of expiry)")
-    missing: tuple[Any, ...] = (None, 0)[len(credentials) - 2 :]
-    key_id, secret, token, expires_at = (*credentials, *missing)
+    given: tuple[Any, ...] = tuple(credentials)
+    key_id, secret, token, expires_at = given + (None, 0)[len(given) - 2 :]
     return key_id, secret, token, expires_at
 
 

@@ -1,8 +1,9 @@
 /*
  * The one place that includes Python.h, and every difference between Python versions.
  *
- * The extension is compiled for the limited API of 3.10 (setup.py), so that one binary serves 3.10 and all later versions.  What newer
- * versions understand in addition is written here as numbers of the stable ABI and chosen at run time (module.c).
+ * The extension is compiled for the limited API of 3.10 (setup.py), so that one binary serves 3.10 and all later
+ * versions.  What newer versions understand in addition is written here as numbers of the stable ABI and chosen at
+ * run time (module.c).
  */
 #ifndef DTQ_BINDING_COMPAT_H
 #define DTQ_BINDING_COMPAT_H
@@ -15,6 +16,7 @@
 #define COMPAT_SLOT_INTERPRETERS 3
 #define COMPAT_PER_INTERPRETER_GIL ((void *)2)
 
-/* Py_mod_gil is left out on purpose: the objects rely on the GIL, and a free-threaded interpreter then switches it on at import. */
+/* Py_mod_gil is left out on purpose: the objects rely on the GIL, and a free-threaded interpreter then switches it
+ * on at import. */
 
 #endif

@@ -4,7 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- times ---------------------------------------------------------------------------------------------------------- */
+/* ---- times
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static int milliseconds(PyObject *object, bool zero, int *out)
 {
@@ -31,7 +32,8 @@ int convert_limit_ms(PyObject *object, void *out)
     return milliseconds(object, false, out);
 }
 
-/* ---- single values -------------------------------------------------------------------------------------------------- */
+/* ---- single values
+ * -------------------------------------------------------------------------------------------------- */
 
 int as_text(PyObject *object, const char *what, const char **out)
 {
@@ -134,7 +136,8 @@ int set_item(PyObject *dict, const char *name, PyObject *value)
     return rc;
 }
 
-/* ---- mappings ------------------------------------------------------------------------------------------------------- */
+/* ---- mappings
+ * ------------------------------------------------------------------------------------------------------- */
 
 PyObject *keep_as_dict(PyObject *mapping, PyObject *keep)
 {

@@ -1,7 +1,8 @@
 /*
  * Python objects as the core's plain values, and back.
  *
- * GIL: held.  Failure: 0 (or NULL) as PyArg's converters do it, with the indicator set; the functions that say so return -1.
+ * GIL: held.  Failure: 0 (or NULL) as PyArg's converters do it, with the indicator set; the functions that say so
+ * return -1.
  * Ownership: texts and slices are views into the Python object and live as long as it does.
  */
 #ifndef DTQ_BINDING_CONVERT_H
@@ -48,7 +49,8 @@ struct field {
     PyObject *value; /* borrowed from the dict; NULL when absent */
 };
 
-/* A copy of mapping (None: empty) as a dict, put into the list keep so that views into it stay valid.  Borrowed; NULL on failure. */
+/* A copy of mapping (None: empty) as a dict, put into the list keep so that views into it stay valid.  Borrowed;
+ * NULL on failure. */
 PyObject *keep_as_dict(PyObject *mapping, PyObject *keep);
 
 /* Fill fields from dict; TypeError for a missing or an unknown key.  -1 on failure. */

@@ -9,7 +9,8 @@
 
 #define NUMBER_CHARS 64 /* more than any int8 or float8 takes */
 
-/* ---- parameters ----------------------------------------------------------------------------------------------------- */
+/* ---- parameters
+ * ----------------------------------------------------------------------------------------------------- */
 
 static bool is_array(char type)
 {
@@ -158,7 +159,8 @@ void pg_params_clean_up(struct pg_params *self)
     Py_XDECREF(self->values);
 }
 
-/* ---- results -------------------------------------------------------------------------------------------------------- */
+/* ---- results
+ * -------------------------------------------------------------------------------------------------------- */
 
 static PyObject *not_understood(struct dtq_slice text)
 {
@@ -205,7 +207,8 @@ static PyObject *scalar_value(char type, struct dtq_slice text)
     }
 }
 
-/* Read one element of array text at *at into buf, unescaped; *quoted tells a text "NULL" from NULL.  false when malformed. */
+/* Read one element of array text at *at into buf, unescaped; *quoted tells a text "NULL" from NULL.  false when
+ * malformed. */
 static bool read_element(const char **at, const char *end, struct dtq_buf *buf, bool *quoted)
 {
     const char *p = *at;

@@ -1,4 +1,5 @@
-/* encode_step_task, decode_step_task, sha256_hex.  The work on bytes is done without the GIL; Python's strings stay where they are meanwhile. */
+/* encode_step_task, decode_step_task, sha256_hex.  The work on bytes is done without the GIL; Python's strings stay
+ * where they are meanwhile. */
 #include "module.h"
 
 #include "convert.h"
@@ -7,7 +8,8 @@
 #include "dtq_payload.h"
 #include "raise.h"
 
-/* ---- encoding ------------------------------------------------------------------------------------------------------- */
+/* ---- encoding
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* An entry of "parts": a text, or (digest, length) of one that is stored elsewhere.  -1 on failure. */
 static int read_part(PyObject *name, PyObject *value, struct dtq_part *part)
@@ -124,10 +126,10 @@ static PyObject *encode_step_task(PyObject *module, PyObject *args, PyObject *kw
         read_task(mapping, keep, &task) < 0)
         goto cleanup;
     enum dtq_code rc = DTQ_OK;
-    Py_BEGIN_ALLOW_THREADS rc =
-        dtq_payload_encode(&task, task_id, signing_key == Py_None ? NULL : &key, &text, &length, &err);
-    Py_END_ALLOW_THREADS message =
-        rc ? raise_error(PyModule_GetState(module), &err) : PyBytes_FromStringAndSize(text, (Py_ssize_t)length);
+    Py_BEGIN_ALLOW_THREADS;
+    rc = dtq_payload_encode(&task, task_id, signing_key == Py_None ? NULL : &key, &text, &length, &err);
+    Py_END_ALLOW_THREADS;
+    message = rc ? raise_error(PyModule_GetState(module), &err) : PyBytes_FromStringAndSize(text, (Py_ssize_t)length);
     dtq_free(text);
 
 cleanup:
@@ -136,7 +138,8 @@ cleanup:
     return message;
 }
 
-/* ---- decoding ------------------------------------------------------------------------------------------------------- */
+/* ---- decoding
+ * ------------------------------------------------------------------------------------------------------- */
 
 static PyObject *parts_dict(const struct dtq_step_task *task)
 {
@@ -199,10 +202,12 @@ static PyObject *decode_step_task(PyObject *module, PyObject *args, PyObject *kw
             goto cleanup;
     }
     enum dtq_code rc = DTQ_OK;
-    Py_BEGIN_ALLOW_THREADS rc = dtq_payload_decode(message, keys, count, &task, &err);
-    Py_END_ALLOW_THREADS if (rc)(void) raise_error(PyModule_GetState(module), &err);
-    else
-    {
+    Py_BEGIN_ALLOW_THREADS;
+    rc = dtq_payload_decode(message, keys, count, &task, &err);
+    Py_END_ALLOW_THREADS;
+    if (rc)
+        (void)raise_error(PyModule_GetState(module), &err);
+    else {
         result = task_dict(&task);
         dtq_step_task_clean_up(&task);
     }
@@ -221,8 +226,10 @@ static PyObject *sha256_hex(PyObject *module, PyObject *argument)
     enum dtq_code rc = DTQ_OK;
     if (as_slice(argument, "text", &text) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS rc = dtq_sha256_hex(text, hex, &err);
-    Py_END_ALLOW_THREADS return rc ? raise_error(PyModule_GetState(module), &err) : PyUnicode_FromString(hex);
+    Py_BEGIN_ALLOW_THREADS;
+    rc = dtq_sha256_hex(text, hex, &err);
+    Py_END_ALLOW_THREADS;
+    return rc ? raise_error(PyModule_GetState(module), &err) : PyUnicode_FromString(hex);
 }
 
 static PyMethodDef functions[] = {

@@ -134,8 +134,10 @@ static PyObject *sign_request(PyObject *module, PyObject *args, PyObject *kwargs
         goto cleanup;
     }
     enum dtq_code rc = DTQ_OK;
-    Py_BEGIN_ALLOW_THREADS rc = sign(&signing, &err);
-    Py_END_ALLOW_THREADS result = rc ? raise_error(PyModule_GetState(module), &err) : signed_dict(&signing);
+    Py_BEGIN_ALLOW_THREADS;
+    rc = sign(&signing, &err);
+    Py_END_ALLOW_THREADS;
+    result = rc ? raise_error(PyModule_GetState(module), &err) : signed_dict(&signing);
 
 cleanup:
     signing_clean_up(&signing);
@@ -146,7 +148,8 @@ cleanup:
 
 static PyMethodDef functions[] = {
     {"sign_request", (PyCFunction)(void (*)(void))sign_request, METH_VARARGS | METH_KEYWORDS,
-     "sign_request($module, *, method, path, query, headers, body, region, service, access_key_id, secret_access_key, session_token, "
+     "sign_request($module, *, method, path, query, headers, body, region, service, access_key_id, secret_access_key, "
+     "session_token, "
      "time, normalize_path=True)\n--\n\nAWS Signature Version 4."},
     {NULL, NULL, 0, NULL},
 };

@@ -4,6 +4,21 @@
 
 #include "raise.h"
 
+struct module_state *state_of_type(PyTypeObject *type)
+{
+    struct module_state *state = PyType_GetModuleState(type);
+    if (state && state->operation_type)
+        return state;
+    PyErr_Clear();
+    PyErr_SetString(PyExc_RuntimeError, "dagster_taskiq._core is gone: the interpreter ends");
+    return NULL;
+}
+
+struct module_state *state_of(PyObject *self)
+{
+    return state_of_type(Py_TYPE(self));
+}
+
 void object_free(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -65,6 +80,8 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->bridge_wait);
     Py_CLEAR(state->json_dumps);
     Py_CLEAR(state->json_loads);
+    while (state->loops)
+        loop_unlink(state->loops);
     return 0;
 }
 

@@ -1,10 +1,12 @@
 /*
  * The module's state, and what its types share.
  *
- * What it is for: the binding translates and never decides; defaults and limits live in the core, Python passes None for "default".
- * Ownership: strong references point downwards only: Operation -> Loop, client -> Loop, Beat -> Store and board.  The one that points up is
- * Loop.watched (operations that somebody waits for in an event loop); the garbage collector sees it and drain ends it.  The core's clients,
- * stores and beats are sources of their dtq_loop and end with it, so each Python object of them keeps its Loop alive.
+ * What it is for: the binding translates and never decides; defaults and limits live in the core, Python passes None
+ * for "default".
+ * Ownership: strong references point downwards only: Operation -> Loop, client -> Loop, Beat -> Store and board.  The
+ * one that points up is Loop.watched (operations that somebody waits for in an event loop); the garbage collector
+ * sees it and drain ends it.  The core's clients, stores and beats are sources of their dtq_loop and end with it, so
+ * each Python object of them keeps its Loop alive.
  * GIL: held in every function of the binding except inside Py_BEGIN_ALLOW_THREADS; the I/O thread never takes it.
  * Fork: in a forked child every method raises ForkedError; deallocation there touches nothing that the parent uses.
  */
@@ -40,7 +42,7 @@ struct loop_object {
     PyObject *kept;    /* list: boards that the core borrows for as long as the loop lives */
     PyObject *bridge;  /* the asyncio bridge's own; NULL until it is set */
     bool closed;
-    struct loop_object *next, *previous; /* in module_state.loops */
+    struct loop_object *next, **link; /* in module_state.loops; link: what points here, NULL when in no list */
 };
 
 struct sqs_object {
@@ -61,11 +63,11 @@ struct board_object {
     PyObject_HEAD struct dtq_fence_board *board;
 };
 
-/* The state of the module that self's type belongs to.  No type of the module can be subclassed, so Py_TYPE is the defining one. */
-static inline struct module_state *state_of(PyObject *self)
-{
-    return PyType_GetModuleState(Py_TYPE(self));
-}
+/* The state of the module that a type, or the type of self, belongs to; NULL with RuntimeError set at the end of an
+ * interpreter, when objects may outlive their module.  No type of the module can be subclassed, so Py_TYPE is the
+ * defining one. */
+struct module_state *state_of_type(PyTypeObject *type);
+struct module_state *state_of(PyObject *self);
 
 /* Put value (its reference is taken over) into *slot, then let go of what was there. */
 static inline void replace(PyObject **slot, PyObject *value)
@@ -80,10 +82,14 @@ void object_free(PyObject *self);
 
 /* ---- type_loop.c, type_operation.c, type_event.c ---- */
 
+/* Take it out of module_state.loops.  Needs no state: at the end of an interpreter a type may have lost its module. */
+void loop_unlink(struct loop_object *self);
+
 /* 0, or -1 with ForkedError set. */
 int loop_check_fork(struct loop_object *self);
 
-/* Submit op and return a new Operation for it.  Takes over the caller's reference to op.  convert (borrowed, may be NULL): applied to the result. */
+/* Submit op and return a new Operation for it.  Takes over the caller's reference to op.  convert (borrowed, may be
+ * NULL): applied to the result. */
 PyObject *operation_submit(struct module_state *state, struct loop_object *loop, struct dtq_op *op, PyObject *convert);
 
 /* A new Event; the core's event stays the caller's. */
@@ -94,7 +100,7 @@ PyObject *event_new(struct module_state *state, const struct dtq_event *event);
 PyObject *sqs_result(struct module_state *state, const struct dtq_sqs_op *op);
 PyObject *store_result(const struct dtq_store_op *op);
 
-/* ---- registration: each adds one type or the functions of its file to the module; 0, or -1 with the indicator set ---- */
+/* ---- registration: each adds one type or the functions of its file; 0, or -1 with the indicator set ---- */
 
 int add_operation_type(PyObject *module, struct module_state *state);
 int add_event_type(PyObject *module, struct module_state *state);

@@ -1,6 +1,7 @@
 #include "raise.h"
 
-/* Look the classes up: dagster_taskiq.errors first, builtins for the names that it does not define.  Keys are the numbers. */
+/* Look the classes up: dagster_taskiq.errors first, builtins for the names that it does not define.  Keys are the
+ * numbers. */
 static PyObject *load_classes(void)
 {
     unsigned count = 0;
@@ -81,7 +82,7 @@ PyObject *raise_error(struct module_state *state, const struct dtq_error *err)
 {
     PyObject *message = NULL, *exception = NULL;
     const struct dtq_error_info *info = dtq_error_info(err->code);
-    PyObject *exception_class = find_class(state, err->code); /* borrowed */
+    PyObject *exception_class = state ? find_class(state, err->code) : NULL; /* borrowed */
     if (!exception_class || !info)
         return NULL;
 

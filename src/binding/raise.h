@@ -1,7 +1,8 @@
 /*
  * Errors of the core as Python exceptions.
  *
- * What it is for: each row of dtq_error.def names a class of dagster_taskiq.errors (or a builtin); they are looked up once per module state.
+ * What it is for: each row of dtq_error.def names a class of dagster_taskiq.errors (or a builtin); they are looked up
+ * once per module state.
  * GIL: held.  Error indicator: clear before, set after.
  */
 #ifndef DTQ_BINDING_RAISE_H
@@ -12,7 +13,7 @@
 #include "dtq_error.h"
 #include "module.h"
 
-/* Set the exception for err and return NULL. */
+/* Set the exception for err and return NULL.  state NULL: leave the one that is set already. */
 PyObject *raise_error(struct module_state *state, const struct dtq_error *err);
 
 /* A new exception of the code's class with the code's own sentence; NULL and the indicator set when that fails. */

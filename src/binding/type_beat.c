@@ -1,7 +1,8 @@
 /*
  * Beat: renews leases and visibilities from the core's thread.
  *
- * The core's beat belongs to the loop of its store, and borrows the board until that loop is destroyed; so the Loop keeps the board.
+ * The core's beat belongs to the loop of its store, and borrows the board until that loop is destroyed; so the Loop
+ * keeps the board.
  */
 #include "module.h"
 
@@ -16,13 +17,13 @@ struct beat_object {
 static PyObject *beat_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"store", "margin", "board", "sqs", NULL};
-    struct module_state *state = PyType_GetModuleState(type);
+    struct module_state *state = state_of_type(type);
     struct dtq_beat_options options = {0};
     options.margin_s = -1;
     PyObject *store_object = NULL, *board = Py_None, *sqs = Py_None;
     struct dtq_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$dOO:Beat", names, state->store_type, &store_object,
-                                     &options.margin_s, &board, &sqs))
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$dOO:Beat", names, state->store_type, &store_object,
+                                               &options.margin_s, &board, &sqs))
         return NULL;
     struct store_object *store = (struct store_object *)store_object;
     if (options.margin_s < 0)
@@ -54,7 +55,8 @@ static PyObject *beat_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* The store is kept until deallocation: the core's beat lives in its loop.  Nothing else is held, so there is nothing to clear. */
+/* The store is kept until deallocation: the core's beat lives in its loop.  Nothing else is held, so there is
+ * nothing to clear. */
 static int beat_traverse(PyObject *object, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(object));
@@ -119,7 +121,8 @@ static PyObject *beat_forget_message(PyObject *object, PyObject *argument)
 
 static PyMethodDef methods[] = {
     {"add", (PyCFunction)(void (*)(void))beat_add, METH_VARARGS | METH_KEYWORDS,
-     "add($self, run_id, step_key, attempt, generation, *, ttl, heartbeat, claimed_ns, slot=-1, queue_url=None, receipt_handle=None, "
+     "add($self, run_id, step_key, attempt, generation, *, ttl, heartbeat, claimed_ns, slot=-1, queue_url=None, "
+     "receipt_handle=None, "
      "visibility=0, received_ns=0)\n--\n\nRenew this claim from now on."},
     {"remove", beat_remove, METH_O, "remove($self, generation, /)\n--\n\nBegin no renewal for it any more."},
     {"forget_message", beat_forget_message, METH_O,

@@ -1,4 +1,5 @@
-/* FenceBoard, and the functions that a step process calls to be fenced.  The board holds no Python object, so it needs no garbage collection. */
+/* FenceBoard, and the functions that a step process calls to be fenced.  The board holds no Python object, so it
+ * needs no garbage collection. */
 #include "module.h"
 
 #include "convert.h"
@@ -8,7 +9,7 @@
 static PyObject *board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"slots", NULL};
-    struct module_state *state = PyType_GetModuleState(type);
+    struct module_state *state = state_of_type(type);
     int slots = 0;
     struct dtq_error err;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:FenceBoard", names, &slots))
@@ -109,7 +110,8 @@ int add_board_type(PyObject *module, struct module_state *state)
     return add_type(module, &spec, &state->board_type);
 }
 
-/* ---- functions ------------------------------------------------------------------------------------------------------ */
+/* ---- functions
+ * ------------------------------------------------------------------------------------------------------ */
 
 static PyObject *boot_ns(PyObject *module, PyObject *unused)
 {

@@ -1,9 +1,10 @@
 /*
  * Loop: the I/O thread, seen from Python.
  *
- * Python is woken through one descriptor and takes everything that is ready with one drain().  An Operation that is watched is kept in `watched`
- * until drain hands it out, and the core's op points back at it (op->user, borrowed).
- * At interpreter exit the loops that are still open are closed by an atexit hook: the I/O thread must not run into the C library's own clean-up.
+ * Python is woken through one descriptor and takes everything that is ready with one drain().  An Operation that is
+ * watched is kept in `watched` until drain hands it out, and the core's op points back at it (op->user, borrowed). At
+ * interpreter exit the loops that are still open are closed by an atexit hook: the I/O thread must not run into the C
+ * library's own clean-up.
  */
 #include "module.h"
 
@@ -23,27 +24,29 @@ int loop_check_fork(struct loop_object *self)
 static void link_loop(struct module_state *state, struct loop_object *self)
 {
     self->next = state->loops;
+    self->link = &state->loops;
     if (self->next)
-        self->next->previous = self;
+        self->next->link = &self->next;
     state->loops = self;
 }
 
-static void unlink_loop(struct module_state *state, struct loop_object *self)
+void loop_unlink(struct loop_object *self)
 {
-    if (self->previous)
-        self->previous->next = self->next;
-    else if (state->loops == self)
-        state->loops = self->next;
+    if (!self->link)
+        return;
+    *self->link = self->next;
     if (self->next)
-        self->next->previous = self->previous;
-    self->next = self->previous = NULL;
+        self->next->link = self->link;
+    self->next = NULL;
+    self->link = NULL;
 }
 
 static void close_loop(struct loop_object *self, int timeout_ms)
 {
     self->closed = true;
-    Py_BEGIN_ALLOW_THREADS dtq_loop_close(self->loop, timeout_ms);
-    Py_END_ALLOW_THREADS
+    Py_BEGIN_ALLOW_THREADS;
+    dtq_loop_close(self->loop, timeout_ms);
+    Py_END_ALLOW_THREADS;
 }
 
 static PyObject *close_all(PyObject *module, PyObject *unused)
@@ -54,7 +57,7 @@ static PyObject *close_all(PyObject *module, PyObject *unused)
     while (state->loops) {
         struct loop_object *self = state->loops;
         Py_INCREF(self);
-        unlink_loop(state, self);
+        loop_unlink(self);
         if (!dtq_loop_check_fork(self->loop, &err))
             close_loop(self, 0);
         Py_DECREF(self);
@@ -84,9 +87,9 @@ static int register_exit_hook(PyTypeObject *type, struct module_state *state)
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {NULL};
-    struct module_state *state = PyType_GetModuleState(type);
+    struct module_state *state = state_of_type(type);
     struct dtq_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Loop", names) || register_exit_hook(type, state) < 0)
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, ":Loop", names) || register_exit_hook(type, state) < 0)
         return NULL;
     struct loop_object *self = (struct loop_object *)PyType_GenericAlloc(type, 0); /* new */
     if (!self)
@@ -96,9 +99,10 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!self->watched || !self->kept)
         goto failed;
     enum dtq_code rc = DTQ_OK;
-    Py_BEGIN_ALLOW_THREADS rc = dtq_loop_new(&self->loop, &err);
-    Py_END_ALLOW_THREADS if (rc)
-    {
+    Py_BEGIN_ALLOW_THREADS;
+    rc = dtq_loop_new(&self->loop, &err);
+    Py_END_ALLOW_THREADS;
+    if (rc) {
         (void)raise_error(state, &err);
         goto failed;
     }
@@ -132,17 +136,17 @@ static int loop_clear(PyObject *object)
 static void loop_dealloc(PyObject *object)
 {
     struct loop_object *self = (struct loop_object *)object;
-    struct module_state *state = state_of(object);
     PyObject_GC_UnTrack(object);
     if (self->weakrefs)
         PyObject_ClearWeakRefs(object);
-    if (state)
-        unlink_loop(state, self);
+    loop_unlink(self);
     (void)loop_clear(object);
     struct dtq_loop *loop = self->loop;
     self->loop = NULL;
-    Py_BEGIN_ALLOW_THREADS dtq_loop_destroy(loop);
-    Py_END_ALLOW_THREADS Py_CLEAR(self->kept);
+    Py_BEGIN_ALLOW_THREADS;
+    dtq_loop_destroy(loop);
+    Py_END_ALLOW_THREADS;
+    Py_CLEAR(self->kept);
     object_free(object);
 }
 
@@ -180,7 +184,7 @@ static PyObject *loop_drain(PyObject *object, PyObject *unused)
     (void)unused;
     struct loop_object *self = (struct loop_object *)object;
     struct module_state *state = state_of(object);
-    if (loop_check_fork(self) < 0)
+    if (!state || loop_check_fork(self) < 0)
         return NULL;
     PyObject *list = PyList_New(0); /* new */
     if (!list)

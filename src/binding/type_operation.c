@@ -1,10 +1,12 @@
 /*
  * Operation: a request on its way.
  *
- * Owns one reference to the dtq_op, and the Loop, which must outlive it.  The op is given back at deallocation and never earlier, so a thread
- * that blocks in result() may rely on it.  Results are made anew at each call: nothing is shared between callers.
- * Why result() waits in slices: CPython runs signal handlers only when the main thread comes back to it, and a condition variable is not
- * interrupted by a signal (that thread may not even be the one that gets it).  A slice is short against a person's patience, long against its cost.
+ * Owns one reference to the dtq_op, and the Loop, which must outlive it.  The op is given back at deallocation and
+ * never earlier, so a thread that blocks in result() may rely on it.  Results are made anew at each call: nothing is
+ * shared between callers.
+ * Why result() waits in slices: CPython runs signal handlers only when the main thread comes
+ * back to it, and a condition variable is not interrupted by a signal (that thread may not even be the one that gets
+ * it).  A slice is short against a person's patience, long against its cost.
  */
 #include "module.h"
 
@@ -33,7 +35,9 @@ static void drop_op(struct operation_object *self)
 PyObject *operation_submit(struct module_state *state, struct loop_object *loop, struct dtq_op *op, PyObject *convert)
 {
     struct dtq_error err;
-    struct operation_object *self = (struct operation_object *)PyType_GenericAlloc(state->operation_type, 0); /* new */
+    struct operation_object *self = NULL;
+    if (state)
+        self = (struct operation_object *)PyType_GenericAlloc(state->operation_type, 0); /* new */
     if (!self) {
         dtq_op_release(loop->loop, op);
         return NULL;
@@ -98,8 +102,11 @@ static int wait_done(struct operation_object *self, int timeout_ms)
         uint64_t left_ms = now_ms < deadline_ms ? deadline_ms - now_ms : 0;
         int slice_ms = left_ms < WAIT_SLICE_MS ? (int)left_ms : WAIT_SLICE_MS;
         enum dtq_code rc = DTQ_OK;
-        Py_BEGIN_ALLOW_THREADS rc = dtq_loop_wait(self->loop->loop, self->op, slice_ms, &err);
-        Py_END_ALLOW_THREADS if (rc == DTQ_OK) return 0;
+        Py_BEGIN_ALLOW_THREADS;
+        rc = dtq_loop_wait(self->loop->loop, self->op, slice_ms, &err);
+        Py_END_ALLOW_THREADS;
+        if (rc == DTQ_OK)
+            return 0;
         if (rc == DTQ_TIMEOUT && left_ms > (uint64_t)slice_ms) {
             if (PyErr_CheckSignals() < 0)
                 return -1;
@@ -116,7 +123,7 @@ static PyObject *operation_result(PyObject *object, PyObject *args, PyObject *kw
     struct operation_object *self = (struct operation_object *)object;
     struct module_state *state = state_of(object);
     int timeout_ms = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&:result", names, convert_wait_ms, &timeout_ms))
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O&:result", names, convert_wait_ms, &timeout_ms))
         return NULL;
     if (loop_check_fork(self->loop) < 0 || wait_done(self, timeout_ms) < 0)
         return NULL;
@@ -162,6 +169,8 @@ static PyObject *operation_watch(PyObject *object, PyObject *unused)
 static PyObject *operation_await(PyObject *object)
 {
     struct module_state *state = state_of(object);
+    if (!state)
+        return NULL;
     if (!state->bridge_wait) {
         PyObject *bridge = PyImport_ImportModule("dagster_taskiq._bridge");      /* new */
         PyObject *wait = bridge ? PyObject_GetAttrString(bridge, "wait") : NULL; /* new */

@@ -1,8 +1,8 @@
 /*
  * SqsClient: requests to SQS.
  *
- * The core's client belongs to the loop.  Credentials are renewed here, at the call of an operation and with the GIL, because the core's own
- * refresh hook runs on the I/O thread, which never touches Python.
+ * The core's client belongs to the loop.  Credentials are renewed here, at the call of an operation and with the GIL,
+ * because the core's own refresh hook runs on the I/O thread, which never touches Python.
  */
 #include "module.h"
 
@@ -14,7 +14,8 @@
 
 #define REFRESH_BEFORE_S 300
 
-/* ---- credentials ---------------------------------------------------------------------------------------------------- */
+/* ---- credentials
+ * ---------------------------------------------------------------------------------------------------- */
 
 static int put_credentials(struct sqs_object *self, const char *key_id, const char *secret, const char *token,
                            int64_t expires_at_s)
@@ -52,17 +53,18 @@ static int refresh_credentials(struct sqs_object *self)
     return rc;
 }
 
-/* ---- construction --------------------------------------------------------------------------------------------------- */
+/* ---- construction
+ * --------------------------------------------------------------------------------------------------- */
 
 /* Make the core's client: 0, or -1 with the indicator set. */
 static int open_client(struct sqs_object *self, struct module_state *state, const struct dtq_sqs_options *options)
 {
     struct dtq_error err;
     enum dtq_code rc = DTQ_OK;
-    Py_BEGIN_ALLOW_THREADS /* it may read the file of certificates */
-        rc = dtq_sqs_new(self->loop->loop, options, NULL, &self->client, &err);
-    Py_END_ALLOW_THREADS if (rc)
-    {
+    Py_BEGIN_ALLOW_THREADS; /* it may read the file of certificates */
+    rc = dtq_sqs_new(self->loop->loop, options, NULL, &self->client, &err);
+    Py_END_ALLOW_THREADS;
+    if (rc) {
         (void)raise_error(state, &err);
         return -1;
     }
@@ -88,14 +90,15 @@ static PyObject *sqs_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                             "backoff_base",
                             "backoff_cap",
                             NULL};
-    struct module_state *state = PyType_GetModuleState(type);
+    struct module_state *state = state_of_type(type);
     struct dtq_sqs_options options = {0};
     const char *key_id = NULL, *secret = NULL, *token = NULL;
     PyObject *loop = NULL, *refresh = Py_None, *max_attempts = Py_None;
     long long expires_at_s = 0;
     int insecure = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(
             args, kwargs, "O!|$szzzzLOzzpO&O&OO&O&:SqsClient", names, state->loop_type, &loop, &options.region,
             &options.endpoint, &key_id, &secret, &token, &expires_at_s, &refresh, &options.ca_file, &options.proxy,
             &insecure, convert_limit_ms, &options.connect_timeout_ms, convert_limit_ms, &options.request_timeout_ms,
@@ -152,7 +155,8 @@ static void sqs_dealloc(PyObject *object)
     object_free(object);
 }
 
-/* ---- requests ------------------------------------------------------------------------------------------------------- */
+/* ---- requests
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* What every request does before it is made: 0, or -1 with the indicator set. */
 static int prepare(PyObject *object)
@@ -383,7 +387,8 @@ static PyObject *sqs_call(PyObject *object, PyObject *args, PyObject *kwargs)
     int timeout_ms = 0;
     struct dtq_error err;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|O$O&:call", names, &action, &request, convert_limit_ms,
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "s|O$O&:call", names, &action, &request, convert_limit_ms,
                                      &timeout_ms) ||
         prepare(object) < 0 || load_json(state) < 0)
         return NULL;
@@ -439,7 +444,8 @@ static PyObject *sqs_stats(PyObject *object, PyObject *unused)
                          (unsigned long long)stats.bytes_received);
 }
 
-/* ---- results -------------------------------------------------------------------------------------------------------- */
+/* ---- results
+ * -------------------------------------------------------------------------------------------------------- */
 
 static PyObject *entry_dict(const struct dtq_sqs_entry_result *entry)
 {
@@ -504,7 +510,8 @@ PyObject *sqs_result(struct module_state *state, const struct dtq_sqs_op *op)
     return list;
 }
 
-/* ---- the type ------------------------------------------------------------------------------------------------------- */
+/* ---- the type
+ * ------------------------------------------------------------------------------------------------------- */
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
@@ -512,15 +519,18 @@ static PyMethodDef methods[] = {
     {"send", KEYWORDS(sqs_send),
      "send($self, queue_url, entries, *, timeout=None)\n--\n\nSend 1..10 messages in one request."},
     {"receive", KEYWORDS(sqs_receive),
-     "receive($self, queue_url, *, max_messages=10, wait=20, visibility=None, timeout=None)\n--\n\nReceive, by long polling."},
+     "receive($self, queue_url, *, max_messages=10, wait=20, visibility=None, timeout=None)\n--\n\n"
+     "Receive, by long polling."},
     {"delete", KEYWORDS(sqs_delete),
      "delete($self, queue_url, receipt_handles, *, timeout=None)\n--\n\nDelete 1..10 messages."},
     {"change_visibility", KEYWORDS(sqs_change_visibility),
-     "change_visibility($self, queue_url, entries, *, timeout=None)\n--\n\nHide 1..10 messages for some seconds from now."},
+     "change_visibility($self, queue_url, entries, *, timeout=None)\n--\n\n"
+     "Hide 1..10 messages for some seconds from now."},
     {"call", KEYWORDS(sqs_call),
      "call($self, action, request=None, *, timeout=None)\n--\n\nAny action of SQS by its name."},
     {"set_credentials", KEYWORDS(sqs_set_credentials),
-     "set_credentials($self, access_key_id, secret_access_key, session_token=None, expires_at=0)\n--\n\nUse these from now on."},
+     "set_credentials($self, access_key_id, secret_access_key, session_token=None, expires_at=0)\n--\n\n"
+     "Use these from now on."},
     {"refresh_credentials", sqs_refresh_credentials, METH_NOARGS,
      "refresh_credentials($self)\n--\n\nCall refresh when the credentials are missing or expire soon."},
     {"stats", sqs_stats, METH_NOARGS, "stats($self)\n--\n\nCounters since the start."},
@@ -536,7 +546,8 @@ static PyMemberDef members[] = {
 static PyType_Slot slots[] = {
     {Py_tp_doc,
      "SqsClient(loop, *, region, endpoint=None, access_key_id=None, secret_access_key=None, session_token=None, "
-     "expires_at=0, refresh=None, ca_file=None, proxy=None, insecure=False, connect_timeout=None, request_timeout=None, "
+     "expires_at=0, refresh=None, ca_file=None, proxy=None, insecure=False, connect_timeout=None, "
+     "request_timeout=None, "
      "max_attempts=None, backoff_base=None, backoff_cap=None)\n--\n\nSQS over AWS's JSON protocol."},
     {Py_tp_new, sqs_new},
     {Py_tp_dealloc, sqs_dealloc},

@@ -1,8 +1,8 @@
 /*
  * Store: the idempotency store's connection.
  *
- * Statements are named; the types of their parameters and columns are in the core's table, and this file turns Python values into
- * PostgreSQL's text forms and back by that table.
+ * Statements are named; the types of their parameters and columns are in the core's table, and this file turns Python
+ * values into PostgreSQL's text forms and back by that table.
  */
 #include "module.h"
 
@@ -10,17 +10,19 @@
 #include "convert_pg.h"
 #include "raise.h"
 
-/* ---- construction --------------------------------------------------------------------------------------------------- */
+/* ---- construction
+ * --------------------------------------------------------------------------------------------------- */
 
 static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {
         "loop", "url", "application_name", "connect_timeout", "operation_timeout", "backoff_base", "backoff_cap", NULL};
-    struct module_state *state = PyType_GetModuleState(type);
+    struct module_state *state = state_of_type(type);
     struct dtq_store_options options = {0};
     PyObject *loop = NULL;
     struct dtq_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!s|$zO&O&O&O&:Store", names, state->loop_type, &loop, &options.url,
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!s|$zO&O&O&O&:Store", names, state->loop_type, &loop, &options.url,
                                      &options.application_name, convert_limit_ms, &options.connect_timeout_ms,
                                      convert_limit_ms, &options.operation_timeout_ms, convert_limit_ms,
                                      &options.backoff_base_ms, convert_limit_ms, &options.backoff_cap_ms) ||
@@ -37,7 +39,8 @@ static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* The loop is kept until deallocation: the core's store lives in it.  Nothing else is held, so there is nothing to clear. */
+/* The loop is kept until deallocation: the core's store lives in it.  Nothing else is held, so there is nothing to
+ * clear. */
 static int store_traverse(PyObject *object, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(object));
@@ -52,7 +55,8 @@ static void store_dealloc(PyObject *object)
     object_free(object);
 }
 
-/* ---- operations ----------------------------------------------------------------------------------------------------- */
+/* ---- operations
+ * ----------------------------------------------------------------------------------------------------- */
 
 /* Steals op; NULL op raises err. */
 static PyObject *submit(PyObject *object, struct dtq_store_op *op, PyObject *convert, const struct dtq_error *err)
@@ -126,7 +130,8 @@ static PyObject *store_unlisten(PyObject *object, PyObject *args, PyObject *kwar
     return channel_operation(object, args, kwargs, dtq_store_unlisten);
 }
 
-/* ---- results -------------------------------------------------------------------------------------------------------- */
+/* ---- results
+ * -------------------------------------------------------------------------------------------------------- */
 
 static PyObject *row_tuple(const struct dtq_store_op *op, const char *columns, size_t row)
 {
@@ -157,7 +162,8 @@ PyObject *store_result(const struct dtq_store_op *op)
     return list;
 }
 
-/* ---- the type and its function -------------------------------------------------------------------------------------- */
+/* ---- the type and its function
+ * -------------------------------------------------------------------------------------- */
 
 static PyObject *statements(PyObject *module, PyObject *unused)
 {
