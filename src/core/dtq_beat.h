@@ -41,11 +41,13 @@ struct dtq_beat_entry {
     const char *queue_url;      /* NULL: no visibility renewal */
     const char *receipt_handle; /* NULL: no visibility renewal */
     int visibility_s;
-    uint64_t received_boot_ns;  /* for SQS's 12 hours from receipt */
+    uint64_t received_boot_ns; /* for SQS's 12 hours from receipt */
 };
 
-enum dtq_code dtq_beat_new(struct dtq_store *store, const struct dtq_beat_options *options, struct dtq_beat **out, struct dtq_error *err) DTQ_MUST_CHECK;
-enum dtq_code dtq_beat_add(struct dtq_beat *beat, const struct dtq_beat_entry *entry, struct dtq_error *err) DTQ_MUST_CHECK;
+enum dtq_code dtq_beat_new(struct dtq_store *store, const struct dtq_beat_options *options, struct dtq_beat **out,
+                           struct dtq_error *err) DTQ_MUST_CHECK;
+enum dtq_code dtq_beat_add(struct dtq_beat *beat, const struct dtq_beat_entry *entry,
+                           struct dtq_error *err) DTQ_MUST_CHECK;
 /* After it returns no renewal for this generation is begun.  Unknown ones are ignored. */
 void dtq_beat_remove(struct dtq_beat *beat, int64_t generation);
 /* Keep the lease, stop hiding the message (it is about to be deleted). */

@@ -32,12 +32,15 @@ struct dtq_store_options {
     int backoff_cap_ms;           /* 0: 2000 */
 };
 
-enum dtq_code dtq_store_new(struct dtq_loop *loop, const struct dtq_store_options *options, struct dtq_store **out, struct dtq_error *err) DTQ_MUST_CHECK;
+enum dtq_code dtq_store_new(struct dtq_loop *loop, const struct dtq_store_options *options, struct dtq_store **out,
+                            struct dtq_error *err) DTQ_MUST_CHECK;
 struct dtq_source *dtq_store_source(struct dtq_store *store);
 
 /* LISTEN on channel now and after every reconnect; each notification is a DTQ_EVENT_NOTIFICATION.  The operation is done once PostgreSQL has confirmed. */
-struct dtq_store_op *dtq_store_listen(struct dtq_store *store, const char *channel, int timeout_ms, struct dtq_error *err);
-struct dtq_store_op *dtq_store_unlisten(struct dtq_store *store, const char *channel, int timeout_ms, struct dtq_error *err);
+struct dtq_store_op *dtq_store_listen(struct dtq_store *store, const char *channel, int timeout_ms,
+                                      struct dtq_error *err);
+struct dtq_store_op *dtq_store_unlisten(struct dtq_store *store, const char *channel, int timeout_ms,
+                                        struct dtq_error *err);
 
 /* ---- moves ---------------------------------------------------------------------------------------------------------- */
 
@@ -61,15 +64,17 @@ struct dtq_param {
 };
 
 /* params: as many as the statement has. */
-struct dtq_store_op *dtq_store_run(struct dtq_store *store, const struct dtq_statement *statement, const struct dtq_param *params, int timeout_ms,
-                                   struct dtq_error *err);
+struct dtq_store_op *dtq_store_run(struct dtq_store *store, const struct dtq_statement *statement,
+                                   const struct dtq_param *params, int timeout_ms, struct dtq_error *err);
 
 /* A script of several statements (a migration), as one simple query in a transaction of its own. No result. */
-struct dtq_store_op *dtq_store_script(struct dtq_store *store, struct dtq_slice sql, int timeout_ms, struct dtq_error *err);
+struct dtq_store_op *dtq_store_script(struct dtq_store *store, struct dtq_slice sql, int timeout_ms,
+                                      struct dtq_error *err);
 
 /* PostgreSQL array text of items (a NULL data item is NULL), into out. */
 struct dtq_buf;
-enum dtq_code dtq_pg_array(const struct dtq_param *items, size_t count, struct dtq_buf *out, struct dtq_error *err) DTQ_MUST_CHECK;
+enum dtq_code dtq_pg_array(const struct dtq_param *items, size_t count, struct dtq_buf *out,
+                           struct dtq_error *err) DTQ_MUST_CHECK;
 
 /* ---- results -------------------------------------------------------------------------------------------------------- */
 
