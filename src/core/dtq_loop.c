@@ -339,8 +339,10 @@ static void stop_sources(struct dtq_source *sources, bool graceful)
         source->source_class->stop(source, graceful);
 }
 
-static bool all_idle(struct dtq_source *sources)
+static bool is_idle(const struct dtq_loop *loop, struct dtq_source *sources)
 {
+    if (loop->active.head)
+        return false;
     for (struct dtq_source *source = sources; source; source = source->next) {
         if (!source->source_class->is_idle(source))
             return false;
@@ -391,12 +393,14 @@ static void *thread_main(void *argument)
                 stopping = true;
                 stop_sources(sources, true);
             }
-            if (now_ms >= wake_ms || (all_idle(sources) && !loop->active.head)) {
+            if (now_ms >= wake_ms || is_idle(loop, sources)) {
                 stop_sources(sources, false);
                 break;
             }
         }
         run_transfers(loop);
+        if (closing && is_idle(loop, sources))
+            continue; /* the last transfer has just ended: nothing would end a wait */
         wait_and_dispatch(loop, sources, wake_ms);
     }
     end_rest(loop);
