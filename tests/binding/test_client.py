@@ -93,12 +93,10 @@ class TestErrors:
         )
         assert not caught.value.retryable
 
-    def test_refused_request(self, client: _core.SqsClient, queue: Queue) -> None:
+    def test_refused_request(self, client: _core.SqsClient) -> None:
         with pytest.raises(errors.SqsServiceError) as caught:
-            client.call(
-                "SetQueueAttributes", {"QueueUrl": queue.url, "Attributes": {"VisibilityTimeout": "99999"}}
-            ).result()
-        assert caught.value.service_code
+            client.call("CreateQueue", {"QueueName": "no good name"}).result()
+        assert caught.value.service_code == "InvalidParameterValue"
 
     def test_each_entry_can_fail_alone(self, client: _core.SqsClient, queue: Queue) -> None:
         client.send(queue.url, [{"body": "x"}]).result()
