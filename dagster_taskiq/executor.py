@@ -22,7 +22,6 @@ from dagster import (
 
 from dagster_taskiq import _dagster
 from dagster_taskiq.config import Settings, executor_config_schema
-from dagster_taskiq.orchestration import RunOrchestration
 
 
 class TaskIQExecutor(Executor):
@@ -53,6 +52,9 @@ class TaskIQExecutor(Executor):
                 " (fs_io_manager"
                 " on a shared file system, or object storage)."
             )
+        # Step processes import this module with the job: they need neither the C core nor the rest.
+        from dagster_taskiq.orchestration import RunOrchestration
+
         return RunOrchestration(
             self, self.settings, self._step_dependency_config, plan_context, execution_plan
         ).events()

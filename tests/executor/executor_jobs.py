@@ -1,0 +1,222 @@
+"""Jobs of the executor's tests.  Loaded by path in run workers and step processes."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dagster import (
+    DynamicOut,
+    DynamicOutput,
+    Failure,
+    In,
+    Nothing,
+    OpExecutionContext,
+    Out,
+    Output,
+    RetryPolicy,
+    RetryRequested,
+    job,
+    mem_io_manager,
+    op,
+    resource,
+)
+
+from dagster_taskiq import taskiq_executor
+
+SCRATCH = "EXECUTOR_TEST_SCRATCH"
+"""Folder in which steps leave notes for the test; in the environment of run worker and workers."""
+
+
+def note(name: str) -> None:
+    """Append a line to the notes of this name: what ran, in which attempt."""
+    path = Path(os.environ[SCRATCH]) / name
+    with path.open("a") as notes:
+        notes.write(f"{os.environ.get('DAGSTER_TASKIQ_FENCING_TOKEN', '')}\n")
+
+
+def wait_for_file(name: str) -> None:
+    """Return when the test makes this file."""
+    while not (Path(os.environ[SCRATCH]) / name).exists():
+        time.sleep(0.02)
+
+
+@op
+def one() -> int:
+    return 1
+
+
+@op
+def plus_one(value: int) -> int:
+    return value + 1
+
+
+@op
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+@job(executor_def=taskiq_executor)
+def chain() -> None:
+    plus_one.alias("third")(plus_one.alias("second")(one()))
+
+
+@job(executor_def=taskiq_executor)
+def fan_out() -> None:
+    start = one()
+    total([plus_one.alias(f"branch_{number}")(start) for number in range(4)])
+
+
+@op(out=DynamicOut(int))
+def numbers() -> Iterator[DynamicOutput[int]]:
+    for number in range(3):
+        yield DynamicOutput(number, f"n{number}")
+
+
+@job(executor_def=taskiq_executor)
+def dynamic() -> None:
+    total(numbers().map(plus_one).collect())
+
+
+@op(out={"left": Out(int, is_required=False), "right": Out(int, is_required=False)})
+def either() -> Iterator[Output[int]]:
+    yield Output(1, "left")
+
+
+@job(executor_def=taskiq_executor)
+def branching() -> None:
+    left, right = either()
+    plus_one.alias("taken")(left)
+    plus_one.alias("after_skipped")(plus_one.alias("skipped")(right))
+
+
+@op(retry_policy=RetryPolicy(max_retries=2))
+def fails_once(context: OpExecutionContext) -> int:
+    note("fails_once")
+    if context.retry_number == 0:
+        raise Failure("the first time")
+    return context.retry_number
+
+
+@op
+def asks_for_a_retry(context: OpExecutionContext) -> int:
+    note("asks_for_a_retry")
+    if context.retry_number == 0:
+        raise RetryRequested(max_retries=1, seconds_to_wait=0.2)
+    return context.retry_number
+
+
+@job(executor_def=taskiq_executor)
+def retrying() -> None:
+    plus_one(fails_once())
+    asks_for_a_retry()
+
+
+@op
+def breaks() -> int:
+    raise ValueError("broken on purpose")
+
+
+@job(executor_def=taskiq_executor)
+def failing() -> None:
+    plus_one.alias("never")(breaks())
+    one()
+
+
+@op(retry_policy=RetryPolicy(max_retries=1))
+def dies_once(context: OpExecutionContext) -> int:
+    note("dies_once")
+    if context.retry_number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+@op
+def exits() -> int:
+    os._exit(3)
+
+
+@job(executor_def=taskiq_executor)
+def crashing() -> None:
+    dies_once()
+    exits()
+
+
+@resource
+def broken() -> None:
+    raise RuntimeError("the resource cannot be had")
+
+
+@op(required_resource_keys={"broken"})
+def uses_broken() -> None:
+    pass
+
+
+@job(executor_def=taskiq_executor, resource_defs={"broken": broken})
+def broken_resource() -> None:
+    uses_broken()
+
+
+@op(retry_policy=RetryPolicy(max_retries=1))
+def waits(context: OpExecutionContext) -> int:
+    """Runs until the test lets it end; says so in the notes."""
+    note("waits")
+    wait_for_file("go")
+    return context.retry_number
+
+
+@op(ins={"after": In(Nothing)})
+def later() -> None:
+    note("later")
+
+
+@job(executor_def=taskiq_executor)
+def waiting() -> None:
+    plus_one(waits())
+
+
+@op
+def waits_too(context: OpExecutionContext) -> None:
+    note(context.op.name)
+    wait_for_file("go")
+
+
+@job(executor_def=taskiq_executor)
+def waiting_crowd() -> None:
+    later([waits_too.alias(f"waits_{number}")() for number in range(4)])
+
+
+@op(pool="narrow")
+def in_pool() -> None:
+    busy = Path(os.environ[SCRATCH]) / "busy"
+    os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.1)
+    busy.unlink()
+    note("in_pool")
+
+
+@op(tags={"kind": "lonely"})
+def lonely() -> None:
+    busy = Path(os.environ[SCRATCH]) / "busy"
+    os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.1)
+    busy.unlink()
+    note("lonely")
+
+
+@job(executor_def=taskiq_executor)
+def pool_job() -> None:
+    for number in range(3):
+        in_pool.alias(f"in_pool_{number}")()
+
+
+@job(executor_def=taskiq_executor)
+def lonely_job() -> None:
+    for number in range(3):
+        lonely.alias(f"lonely_{number}")()
+
+
+@job(executor_def=taskiq_executor, resource_defs={"io_manager": mem_io_manager})
+def in_memory() -> None:
+    plus_one(one())

@@ -1,0 +1,129 @@
+"""Settings: precedence, conversions, and combinations that cannot keep the promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dagster import job, op, validate_run_config
+
+from dagster_taskiq import taskiq_executor
+from dagster_taskiq.config import Settings, load_yaml
+from dagster_taskiq.errors import ConfigError
+
+
+@op
+def nothing() -> None:
+    pass
+
+
+@job(executor_def=taskiq_executor)
+def any_job() -> None:
+    nothing()
+
+
+def test_defaults() -> None:
+    settings = Settings.from_config({}, environ={})
+    assert (settings.queue, settings.lease_ttl, settings.heartbeat_interval) == ("dagster", 120.0, 10.0)
+    assert settings.margin == pytest.approx(10.1)
+
+
+def test_the_config_block_comes_before_the_environment_and_that_before_defaults() -> None:
+    environ = {"DAGSTER_TASKIQ_QUEUE": "from-environment", "DAGSTER_TASKIQ_SIGNING_KEY": "key"}
+    assert Settings.from_config({}, environ=environ).queue == "from-environment"
+    settings = Settings.from_config({"queue": "from-config"}, environ=environ)
+    assert (settings.queue, settings.signing_key) == ("from-config", "key")
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings(signing_key="s3cret", database_url="postgresql://u:s3cret@h/d")
+    assert "s3cret" not in repr(settings)
+
+
+def test_backoff_and_an_explicit_null() -> None:
+    settings = Settings.from_config({"backoff": {"base": 1, "cap": 5}, "no_worker_warning": None}, environ={})
+    assert (settings.backoff_base, settings.backoff_cap, settings.no_worker_warning) == (1.0, 5.0, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"lease_ttl": 20, "heartbeat_interval": 10}, ["lease_ttl", "heartbeat_interval"]),
+        ({"visibility_timeout": 15, "heartbeat_interval": 10}, ["visibility_timeout", "heartbeat_interval"]),
+        ({"visibility_timeout": 50_000}, ["visibility_timeout", "43200"]),
+        ({"lease_ttl": 0}, ["lease_ttl"]),
+        ({"backoff": {"base": 10, "cap": 1}}, ["backoff"]),
+        ({"backoff": {"bas": 10}}, ["backoff.bas"]),
+        ({"quue": "x"}, ["quue", "queue"]),
+        ({"lease_ttl": "soon"}, ["lease_ttl", "soon"]),
+        ({"worker_loss_retries": -1}, ["worker_loss_retries"]),
+        ({"queue": ""}, ["queue"]),
+        ({"max_concurrent": 0}, ["max_concurrent"]),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(config: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_config(config, environ={})
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_yaml_with_environment_variables(tmp_path: Path) -> None:
+    path = tmp_path / "worker.yaml"
+    path.write_text(
+        "execution:\n  config:\n    queue: {env: Q}\n    lease_ttl: {env: TTL}\n    heartbeat_interval: 2\n"
+    )
+    block = load_yaml(path, environ={"Q": "mine", "TTL": "30"})
+    settings = Settings.from_config(block, environ={})
+    assert (settings.queue, settings.lease_ttl) == ("mine", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("execution: {config: {queue: {env: NOPE}}}", "NOPE"),
+        ("execution: [1]", "execution"),
+        ("a: [", "worker.yaml"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "worker.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_yaml(path, environ={})
+
+
+def test_an_empty_yaml_file_has_no_settings(tmp_path: Path) -> None:
+    path = tmp_path / "worker.yaml"
+    path.write_text("")
+    assert load_yaml(path, environ={}) == {}
+
+
+def test_job_config_accepts_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "secret")
+    config = {
+        "queue": "q",
+        "queue_url": "http://127.0.0.1/q",
+        "region": "eu-central-1",
+        "endpoint_url": "http://127.0.0.1:1",
+        "database_url": {"env": "THE_KEY"},
+        "retries": {"disabled": {}},
+        "max_concurrent": 3,
+        "tag_concurrency_limits": [{"key": "a", "limit": 1}],
+        "visibility_timeout": 60,
+        "lease_ttl": 60,
+        "heartbeat_interval": 5,
+        "worker_loss_retries": 0,
+        "backoff": {"base": 1},
+        "no_worker_warning": None,
+        "no_worker_timeout": 5,
+        "signing_key": {"env": "THE_KEY"},
+    }
+    validated = validate_run_config(any_job, {"execution": {"config": config}})
+    resolved = {**validated["execution"]["taskiq"], "database_url": "postgresql://", "signing_key": "secret"}
+    assert Settings.from_config(resolved, environ={}).max_concurrent == 3
+
+
+def test_the_schema_has_every_setting() -> None:
+    schema = set(taskiq_executor.config_schema.config_type.fields)
+    settings = set(Settings.__dataclass_fields__) - {"backoff_base", "backoff_cap"}
+    assert settings | {"backoff"} <= schema

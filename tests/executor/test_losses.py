@@ -1,0 +1,113 @@
+"""What happens when a worker or a run worker dies in the middle."""
+
+from __future__ import annotations
+
+import services
+from dagster import DagsterRunStatus
+from executor_bench import Bench, telling
+
+
+def test_a_step_whose_worker_is_killed_runs_again(bench: Bench) -> None:
+    first = bench.worker(slots=1)
+    run = bench.create("waiting")
+    run_worker = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    first.kill()
+    bench.worker(slots=1)
+    bench.wait_for_notes("waits", 2)
+    bench.let_go()
+    assert run_worker.wait() == 0
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, bench.messages(run.run_id)
+    assert bench.rows(run.run_id) == [("plus_one", 1, "succeeded"), ("waits", 1, "lost"), ("waits", 2, "succeeded")]
+    assert len(set(bench.notes("waits"))) == 2
+    events = telling(bench.logged(run.run_id)["waits"])
+    assert events == [
+        "WORKER_STARTING",
+        "WORKER_STARTED",
+        "START",
+        "UP_FOR_RETRY",
+        "WORKER_STARTING",
+        "WORKER_STARTED",
+        "START",
+        "SUCCESS",
+    ]
+
+
+def test_a_step_that_is_lost_too_often_fails(bench: Bench) -> None:
+    worker = bench.worker(slots=1)
+    run = bench.create("waiting", worker_loss_retries=0)
+    run_worker = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    worker.kill()
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value
+    assert bench.rows(run.run_id) == [("waits", 1, "lost")]
+    assert any("worker_loss_retries is 0" in text for text in bench.messages(run.run_id))
+
+
+def test_a_resumed_run_adopts_what_runs_and_what_has_ended(bench: Bench) -> None:
+    bench.worker()
+    run = bench.create("waiting")
+    first = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    first.kill()
+    second = bench.run_worker(run, resume=True)
+    second.wait_for_log("Taking the run over")
+    bench.let_go()
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    assert len(bench.notes("waits")) == 1
+    assert bench.rows(run.run_id) == [("plus_one", 1, "succeeded"), ("waits", 1, "succeeded")]
+    assert telling(bench.logged(run.run_id)["waits"]) == ["WORKER_STARTING", "WORKER_STARTED", "START", "SUCCESS"]
+
+
+def test_a_resumed_run_finds_what_ended_while_nobody_looked(bench: Bench) -> None:
+    bench.worker()
+    run = bench.create("waiting")
+    first = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    first.kill()
+    bench.let_go()
+    sql = "SELECT 1 FROM dagster_taskiq_steps WHERE state = 'succeeded'"
+    services.wait_for_rows(bench.database_url, sql)
+    second = bench.run_worker(run, resume=True)
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    assert len(bench.notes("waits")) == 1
+
+
+def test_a_resumed_run_sends_again_what_is_queued(bench: Bench) -> None:
+    run = bench.create("waiting")
+    first = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    first.kill()
+    bench.queue.call("PurgeQueue")
+    bench.let_go()
+    bench.worker()
+    second = bench.run_worker(run, resume=True)
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+
+
+def test_a_message_that_vanished_is_sent_again(bench: Bench) -> None:
+    run = bench.create("chain", backoff={"base": 1, "cap": 2})
+    run_worker = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    bench.queue.call("PurgeQueue")
+    bench.worker()
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, run_worker.output
+
+
+def test_a_run_worker_that_is_superseded_leaves_without_a_word(bench: Bench) -> None:
+    bench.worker()
+    run = bench.create("waiting")
+    first = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    second = bench.run_worker(run, resume=True)
+    assert first.wait() == 70
+    assert "superseded" in first.output
+    bench.let_go()
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    assert len(bench.notes("waits")) == 1

@@ -1,0 +1,391 @@
+"""One test for each thing that the package gets from Dagster without an exported name; each says what broke."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterExecutionInterruptedError,
+    DagsterInstance,
+    DynamicOut,
+    DynamicOutput,
+    Executor,
+    ExecutorDefinition,
+    JobExecutionResult,
+    RetryPolicy,
+    execute_job,
+    executor,
+    job,
+    multiple_process_executor_requirements,
+    op,
+    reconstructable,
+    serialize_value,
+)
+
+from dagster_taskiq import _dagster, orchestration
+
+
+class Probe(Executor):
+    """Calls a test's function in the place of an executor."""
+
+    script: Any = None
+
+    @property
+    def retries(self) -> Any:
+        return _dagster.retry_mode("ENABLED")
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
+        yield from Probe.script(self, plan_context, execution_plan)
+
+
+@executor(name="probe", requirements=multiple_process_executor_requirements())
+def probe_executor(_: Any) -> Probe:
+    return Probe()
+
+
+@op(tags={"color": "red"})
+def first() -> int:
+    return 1
+
+
+@op(retry_policy=RetryPolicy(max_retries=1, delay=3))
+def second(value: int) -> int:
+    return value
+
+
+@job(executor_def=probe_executor)
+def chain() -> None:
+    second(first())
+
+
+@op(out=DynamicOut())
+def many() -> Iterator[DynamicOutput[int]]:
+    yield DynamicOutput(1, "a")
+
+
+@op
+def each(value: int) -> None:
+    pass
+
+
+@job(executor_def=probe_executor)
+def mapped() -> None:
+    many().map(each)
+
+
+@op(pool="narrow")
+def pooled() -> None:
+    pass
+
+
+@job(executor_def=probe_executor)
+def pooled_twice() -> None:
+    pooled.alias("one")()
+    pooled.alias("two")()
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as made:
+        yield made
+
+
+def run(instance: DagsterInstance, script: Any, which: Any = chain) -> JobExecutionResult:
+    Probe.script = script
+    try:
+        return execute_job(reconstructable(which), instance, raise_on_error=True)
+    finally:
+        Probe.script = None
+
+
+def start(plan: Any, pools: Any, **changes: Any) -> Any:
+    arguments = {
+        "sort_key": lambda step: 0,
+        "tag_concurrency_limits": [],
+        "pools": pools,
+        "step_dependency_config": _dagster.step_dependency_config(None),
+    }
+    return _dagster.start_plan(plan, **{**arguments, **changes})
+
+
+def finish(active: Any, context: Any) -> Iterator[DagsterEvent]:
+    """End a plan as if its steps had failed."""
+    while not active.is_complete:
+        for step in active.get_steps_to_execute():
+            event = _dagster.step_failure_event(context.for_step(step), _dagster.error_info("ended by the test"))
+            active.handle_event(event)
+            yield event
+        yield from active.plan_events_iterator(context)
+
+
+def test_error_info_is_the_record_that_events_carry() -> None:
+    error = _dagster.error_info("it broke", "SomeError")
+    assert error.message == "it broke"
+    assert error.cls_name == "SomeError", "SerializableErrorInfo no longer takes message, stack and cls_name"
+    assert json.loads(serialize_value(error))["__class__"] == "SerializableErrorInfo"
+
+
+def test_engine_event_data_takes_plain_metadata() -> None:
+    data = _dagster.engine_event_data({"queue": "q", "deliveries": 2, "waited": 0.5})
+    kinds = {name: value.value for name, value in data.metadata.items()}
+    assert kinds == {"queue": "q", "deliveries": 2, "waited": 0.5}, "EngineEventData no longer normalizes metadata"
+
+
+@pytest.mark.parametrize("name", ["ENABLED", "DISABLED", "DEFERRED"])
+def test_retry_modes_have_the_names_that_messages_carry(name: str) -> None:
+    assert _dagster.retry_mode_name(_dagster.retry_mode(name)) == name, "RetryMode's wire form changed"
+
+
+def test_a_step_process_gets_the_inner_plans_retry_mode() -> None:
+    inner = {
+        name: _dagster.retry_mode_name(_dagster.retry_mode(name).for_inner_plan()) for name in ("ENABLED", "DISABLED")
+    }
+    assert inner == {"ENABLED": "DEFERRED", "DISABLED": "DISABLED"}, "RetryMode.for_inner_plan changed"
+
+
+def test_a_missing_record_is_named() -> None:
+    with pytest.raises(_dagster.DagsterSeamError, match="NoSuchRecord"):
+        _dagster._class_of('{"__class__": "NoSuchRecord"}', "NoSuchRecord")
+
+
+def test_steps_come_ready_in_our_order_and_none_is_taken_with_limit_0(instance: DagsterInstance) -> None:
+    seen: list[str] = []
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools, sort_key=lambda step: seen.append(step.key) or 0) as active:
+            assert active.get_steps_to_execute(limit=0) == []
+            assert seen == ["first"], "ActiveExecution no longer asks sort_key_fn of every step that is ready"
+            assert [step.key for step in active.get_steps_to_execute(limit=1)] == ["first"]
+            active.mark_interrupted()
+            raise DagsterExecutionInterruptedError
+
+    with pytest.raises(DagsterExecutionInterruptedError):
+        run(instance, script)
+
+
+def test_a_tag_limit_that_is_put_into_the_list_later_acts(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        limits = [dict(orchestration.NEUTRAL_LIMIT)]
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools, tag_concurrency_limits=limits) as active:
+            limits[:] = [{"key": "color", "value": "red", "limit": 0}]
+            assert active.get_steps_to_execute() == [], "ActiveExecution copies tag_concurrency_limits now"
+            limits[:] = [dict(orchestration.NEUTRAL_LIMIT)]
+            yield from finish(active, context)
+
+    assert not run(instance, script).success
+
+
+def test_known_state_hides_losses_and_names_only_what_is_upstream(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools) as active:
+            (step,) = active.get_steps_to_execute()
+            event = _dagster.step_lost_event(context.for_step(step), "lost")
+            yield event
+            assert _dagster.is_lost_event(event), "the error class of a retry event cannot be read back"
+            active.handle_event(event)
+            (step,) = active.get_steps_to_execute()
+            states = _dagster.KnownStates()
+            assert active.retry_state.get_attempt_count("first") == 1, "ActiveExecution.retry_state changed"
+            assert states.known(active, step, 1).previous_retry_attempts == {}
+            assert states.known(active, step, 0).previous_retry_attempts == {"first": 1}
+            assert states.known(active, step, 0).ready_outputs == set()
+            assert json.loads(states.text(active, step, 1))["__class__"] == "KnownExecutionState"
+            active.mark_interrupted()
+            raise DagsterExecutionInterruptedError
+
+    with pytest.raises(DagsterExecutionInterruptedError):
+        run(instance, script)
+
+
+def test_doubled_mapping_keys_are_sent_once() -> None:
+    unique = _dagster.KnownStates()._without_doubles({"many": {"result": ["a", "b", "a"], "none": None}})
+    assert unique == {"many": {"result": ["a", "b"], "none": None}}
+
+
+def test_a_crash_becomes_a_retry_by_the_ops_policy_then_a_failure(instance: DagsterInstance) -> None:
+    kinds: list[Any] = []
+
+    def script(this: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        step = plan.get_step_by_key("second")
+        known = plan.known_state
+        for attempts in (0, 1):
+            state = known._replace(previous_retry_attempts={"second": attempts} if attempts else {})
+            event = _dagster.failure_or_retry_event(this, context.for_step(step), _dagster.error_info("crash"), state)
+            kinds.append(
+                (event.event_type, event.step_retry_data.seconds_to_wait if event.is_step_up_for_retry else None)
+            )
+            yield event
+
+    run(instance, script)
+    assert kinds == [(DagsterEventType.STEP_UP_FOR_RETRY, 3.0), (DagsterEventType.STEP_FAILURE, None)]
+
+
+def test_the_interrupt_of_a_signal_reaches_the_plan_and_wakes_a_wait(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        import select
+
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools) as active, orchestration._signal_wakeup() as wake_fd:
+            assert threading.current_thread() is threading.main_thread()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert select.select([wake_fd], [], [], 30)[0], "a signal does not wake a wait"
+            assert active.check_for_interrupts(), "ActiveExecution.check_for_interrupts no longer tells of SIGTERM"
+            active.mark_interrupted()
+            raise DagsterExecutionInterruptedError
+        yield
+
+    with pytest.raises(DagsterExecutionInterruptedError):
+        run(instance, script)
+
+
+def test_what_a_step_process_needs_can_be_read_from_the_context(instance: DagsterInstance) -> None:
+    found: dict[str, Any] = {}
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        found["origin"] = json.loads(_dagster.job_origin_of(context))
+        found["ref"] = json.loads(serialize_value(context.instance.get_ref()))
+        found["location"] = _dagster.code_location_of(context.dagster_run)
+        found["resume"] = context.resume_from_failure
+        assert isinstance(plan.artifacts_persisted, bool), "the plan no longer says whether its artifacts are persisted"
+        yield from ()
+
+    run(instance, script)
+    assert found["origin"]["__class__"] == "JobPythonOrigin", "reconstructable_job.get_python_origin changed"
+    assert found["ref"]["__class__"] == "InstanceRef"
+    assert found["location"] == ""
+    assert found["resume"] is False
+
+
+def test_an_attempt_is_read_back_from_the_log_by_its_number(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        step = context.for_step(plan.get_step_by_key("first"))
+        for attempt in (1, 2):
+            yield _dagster.step_worker_starting(step, "sending", {_dagster.ATTEMPT_METADATA: attempt})
+            if attempt == 1:
+                yield _dagster.step_lost_event(step, "lost")
+        yield _dagster.step_failure_event(step, _dagster.error_info("failed"))
+
+    result = run(instance, script)
+    found = _dagster.attempt_events(instance, result.run_id, [("first", 1), ("first", 2), ("second", 1)])
+    assert [event.event_type for event in found["first", 1]] == [DagsterEventType.STEP_UP_FOR_RETRY]
+    assert [event.event_type for event in found["first", 2]] == [DagsterEventType.STEP_FAILURE]
+    assert found["second", 1] == []
+    logged = _dagster.logged_steps(instance, result.run_id)["first"]
+    assert [_dagster.is_lost_event(event) for event, _ in logged.retries] == [True]
+    assert logged.final is not None
+    assert logged.final.event_type is DagsterEventType.STEP_FAILURE
+
+
+def test_the_log_is_read_page_by_page(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        for key in ("first", "second"):
+            step = context.for_step(plan.get_step_by_key(key))
+            yield _dagster.step_worker_starting(step, "sending", {_dagster.ATTEMPT_METADATA: 1})
+            yield _dagster.step_failure_event(step, _dagster.error_info("failed"))
+
+    result = run(instance, script)
+    monkeypatch.setattr(_dagster, "_LOG_PAGE", 1)
+    found = _dagster.attempt_events(instance, result.run_id, [("first", 1)])
+    assert [event.event_type for event in found["first", 1]] == [DagsterEventType.STEP_FAILURE]
+    assert set(_dagster.logged_steps(instance, result.run_id)) == {"first", "second"}
+
+
+def test_events_travel_as_a_json_array(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        yield _dagster.step_failure_event(context.for_step(plan.get_step_by_key("first")), _dagster.error_info("x"))
+
+    event = next(event for event in run(instance, script).all_events if event.is_step_failure)
+    (back,) = _dagster.events_of_json(f"[{serialize_value(event)}]")
+    assert back == event
+    assert _dagster.terminal_event([back]) is back
+
+
+def test_pool_slots_are_claimed_freed_and_waited_for(instance: DagsterInstance) -> None:
+    instance.event_log_storage.set_concurrency_slots("narrow", 1)
+    now = [0.0]
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        with (
+            _dagster.PoolSlots(context.instance, context.dagster_run, clock=lambda: now[0]) as pools,
+            start(plan, pools) as active,
+        ):
+            (step,) = active.get_steps_to_execute()
+            assert step.pool == "narrow"
+            blocked = [event.event_type_value for event in active.concurrency_event_iterator(context)]
+            assert len(blocked) == 1, "no event says that a step waits for its pool"
+            assert pools.has_pending_claims()
+            assert 0 < pools.interval_to_next_pending_claim_check() <= _dagster.PoolSlots.LAST_CHECK
+            event = _dagster.step_failure_event(context.for_step(step), _dagster.error_info("x"))
+            active.handle_event(event)
+            yield event
+            (other,) = active.get_steps_to_execute()
+            assert other.key != step.key, "a freed slot is not given to the step that waits for it"
+            event = _dagster.step_failure_event(context.for_step(other), _dagster.error_info("x"))
+            active.handle_event(event)
+            yield event
+
+    run(instance, script, pooled_twice)
+    assert instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
+
+
+def test_the_pool_context_grants_what_is_held_already_while_a_run_is_taken_over(instance: DagsterInstance) -> None:
+    instance.event_log_storage.set_concurrency_slots("narrow", 1)
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        with _dagster.PoolSlots(context.instance, context.dagster_run) as pools:
+            pools.adopting = True
+            assert pools.claim("narrow", "one")
+            assert pools.claim("narrow", "two")
+        yield from ()
+
+    run(instance, script, pooled_twice)
+
+
+def test_step_dependency_config_is_made_from_config() -> None:
+    made = _dagster.step_dependency_config({"require_upstream_step_success": False})
+    if "step_dependency_config" in Executor.__dict__:
+        assert made.require_upstream_step_success is False, "StepDependencyConfig.from_config changed"
+    else:
+        assert made is None
+
+
+def test_the_url_of_the_instances_postgresql(dagster_home: Path, database_url: str) -> None:
+    with DagsterInstance.get() as instance:
+        assert _dagster.instance_postgres_url(instance) == database_url, (
+            "dagster-postgres's storage has no postgres_url"
+        )
+
+
+def test_an_instance_on_files_has_no_postgresql(instance: DagsterInstance) -> None:
+    assert _dagster.instance_postgres_url(instance) is None
+
+
+def test_the_console_script_is_found_and_runs_one_step() -> None:
+    command = _dagster.console_script().load()
+    api = command.commands["api"]
+    assert "execute_step" in api.commands, "`dagster api execute_step` is gone"
+
+
+def test_executor_definitions_take_our_schema() -> None:
+    from dagster_taskiq import taskiq_executor
+
+    assert isinstance(taskiq_executor, ExecutorDefinition)
+    fields = taskiq_executor.config_schema.config_type.fields
+    assert {"retries", "tag_concurrency_limits"} <= set(fields), "multiprocess_executor's config schema changed"
+
+
+def test_the_interpreter_of_the_tests_is_supported() -> None:
+    assert sys.version_info >= (3, 10)
