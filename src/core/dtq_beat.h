@@ -1,14 +1,20 @@
 /*
- * The heartbeat: renews the leases and the message visibilities of the step processes that really run, from the I/O thread.
+ * The heartbeat: renews the leases and the message visibilities of the step processes that really run, from the I/O
+ * thread.
  *
  * What it is for: a step that hogs the interpreter, or a worker's busy event loop, must not cost a lease.
- * Each beat sends one renew statement for the whole list of (run_id, step_key, attempt, generation), never "where owner is me" (a claim whose reply was lost must run out), and
- * one ChangeMessageVisibilityBatch per ten messages.  A confirmed renewal moves the step's deadline on the fence board (dtq_fence.h): boot clock before the
- * statement was sent + ttl - margin.
+ * Each beat sends one renew statement for the whole list of (run_id, step_key, attempt, generation), never "where owner
+ * is me": a claim whose reply was lost must run out.  A confirmed renewal moves the step's deadline on the fence board
+ * (dtq_fence.h) to boot clock before the statement was handed over + ttl - margin.  Visibilities are renewed at a beat
+ * when a third of them has passed, ten messages in a request.
  * Ownership: the beat is a source of the loop of its store, destroyed with it; strings are copied.
- * Thread: any.
- * Events: DTQ_EVENT_LEASE_LOST when the row is no longer claimed with that generation or the local deadline passed unrenewed (the entry is removed), DTQ_EVENT_CANCEL once per
- * entry, DTQ_EVENT_VISIBILITY_LOST once per entry (its lease goes on).
+ * Thread: any.  The I/O thread must run, as it does once anything was submitted to the loop (a claim was).
+ * Events: DTQ_EVENT_LEASE_LOST when the row is no longer claimed with that generation or the local deadline passed
+ * unrenewed (the entry is removed), DTQ_EVENT_CANCEL once per entry, DTQ_EVENT_VISIBILITY_LOST once per entry (its
+ * lease
+ * goes on).
+ * Failure: DTQ_INVALID_ARGUMENT (a ttl not longer than the margin, a generation that is there already), DTQ_NO_MEMORY,
+ * DTQ_FORKED, DTQ_CLOSED.  A renewal that fails is tried again until the local deadline.
  */
 #ifndef DTQ_BEAT_H
 #define DTQ_BEAT_H
@@ -46,6 +52,7 @@ struct dtq_beat_entry {
 
 enum dtq_code dtq_beat_new(struct dtq_store *store, const struct dtq_beat_options *options, struct dtq_beat **out,
                            struct dtq_error *err) DTQ_MUST_CHECK;
+/* Gives entry->slot of the board to the generation, too: before the step process is forked. */
 enum dtq_code dtq_beat_add(struct dtq_beat *beat, const struct dtq_beat_entry *entry,
                            struct dtq_error *err) DTQ_MUST_CHECK;
 /* After it returns no renewal for this generation is begun.  Unknown ones are ignored. */
