@@ -78,7 +78,7 @@ class EmbeddedSqs:
         try:
             key_id, secret = CREDENTIALS
             client = sqs.make_client(loop, region=REGION, endpoint=self.endpoint, credentials=(key_id, secret, None, 0))
-            return sqs.create_queue_pair(client, name, timeout=START_TIMEOUT).url
+            return sqs.create_queue_pair(client, name).result(START_TIMEOUT).url
         finally:
             loop.close()
 
