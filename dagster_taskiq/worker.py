@@ -498,7 +498,7 @@ class SQSTaskIQWorker:
 
 
 class _Slots:
-    """Free slots, shared out fairly among the long polls of several queues.
+    """Free slots, shared out fairly among the long polls of several queues, first come, first served.
 
     Each poll holds as many slots as it may bring messages.  While there are fewer slots than queues that want to poll,
     polls are shorter, so that no queue waits for long behind another's empty one.
@@ -508,23 +508,19 @@ class _Slots:
         self._free = total
         self._queues = queues
         self._polling = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[tuple[int, int]]] = deque()
 
     async def take(self) -> tuple[int, int]:
         """(slots, seconds to wait for messages) of the next poll; waits for a slot.  :meth:`polled` tells its end."""
-        while self._free == 0:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
-        others = self._queues - self._polling - 1
-        count = min(10, max(1, self._free // (others + 1)))
-        self._free -= count
-        self._polling += 1
-        return count, LONG_POLL if self._free >= others else max(1, LONG_POLL // self._queues)
+        turn: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._share_out()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.polled(turn.result()[0])
+            raise
 
     def polled(self, unused: int) -> None:
         """The poll has ended, and needs ``unused`` of its slots no more."""
@@ -534,10 +530,18 @@ class _Slots:
     def give(self, count: int) -> None:
         """Slots are free again."""
         self._free += count
-        for _ in range(min(self._free, len(self._waiting))):
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._share_out()
+
+    def _share_out(self) -> None:
+        while self._free and self._waiting:
+            turn = self._waiting.popleft()
+            if turn.done():
+                continue
+            others = self._queues - self._polling - 1
+            count = min(10, max(1, self._free // (others + 1)))
+            self._free -= count
+            self._polling += 1
+            turn.set_result((count, LONG_POLL if self._free >= others else max(1, LONG_POLL // self._queues)))
 
 
 def _delivery(queue: str, url: str, message: Mapping[str, Any], received_ns: int) -> Delivery:

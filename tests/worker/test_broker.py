@@ -74,7 +74,7 @@ async def test_step_receiver_serves_both(
 ) -> None:
     """An application's own tasks run beside ours; what nobody knows is not lost."""
     monkeypatch.setenv("DAGSTER_TASKIQ_DATABASE_URL", database_url)
-    worker = start_taskiq(processes, queue, tmp_path, "--receiver", "dagster_taskiq.receiver:StepReceiver")
+    start_taskiq(processes, queue, tmp_path, "--receiver", "dagster_taskiq.receiver:StepReceiver")
     await broker.startup()
     try:
         write = task_of(broker)
@@ -87,7 +87,6 @@ async def test_step_receiver_serves_both(
     (dead,) = services.wait_for(queue.dead_messages, "a message in the dead-letter queue")
     assert dead["Body"] == "garbage"
     services.wait_for(lambda: queue.counts() == (0, 0), "an empty queue")
-    worker.stop()
 
 
 async def test_labels(broker: SQSBroker, queue: services.Queue, make_queue: Any) -> None:
