@@ -251,7 +251,8 @@ class Beat:
         visibility: int = 0,
         received_ns: int = 0,
     ) -> None:
-        """Renew this claim from now on.  ``claimed_ns``: :func:`boot_ns` before the claim was sent."""
+        """Renew this claim from now on.  ``claimed_ns``: :func:`boot_ns` before the claim was sent.
+        ``IndexError`` when the board has no such slot."""
 
     def remove(self, generation: int, /) -> None:
         """Begin no renewal for it any more."""

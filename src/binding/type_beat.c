@@ -12,6 +12,7 @@
 struct beat_object {
     PyObject_HEAD struct store_object *store; /* strong; keeps the loop */
     struct dtq_beat *beat;                    /* the loop's */
+    int slots;                                /* of the board; 0 without one */
 };
 
 static PyObject *beat_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -48,6 +49,7 @@ static PyObject *beat_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!self)
         return NULL;
     self->store = (struct store_object *)Py_NewRef(store_object);
+    self->slots = options.board ? dtq_fence_board_slots(options.board) : 0;
     if (dtq_beat_new(store->store, &options, &self->beat, &err)) {
         (void)raise_error(state, &err);
         Py_CLEAR(self);
@@ -90,6 +92,8 @@ static PyObject *beat_add(PyObject *object, PyObject *args, PyObject *kwargs)
     if (entry.ttl_s < 0 || entry.heartbeat_s < 0 || !claimed_ns)
         return PyErr_Format(PyExc_TypeError,
                             "add() needs the keyword arguments 'ttl', 'heartbeat' and 'claimed_ns', each more than 0");
+    if (entry.slot < -1 || entry.slot >= self->slots)
+        return PyErr_Format(PyExc_IndexError, "the beat's board has no slot %d", entry.slot);
     entry.generation = generation;
     entry.claimed_boot_ns = claimed_ns;
     entry.received_boot_ns = received_ns;

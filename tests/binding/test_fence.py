@@ -185,10 +185,12 @@ class TestBeat:
             assert time.monotonic() < give_up
             time.sleep(0.01)
 
-    @pytest.mark.parametrize("changes", [{"ttl": -1}, {"heartbeat": 0}, {"claimed_ns": 0}, {"slot": 5}], ids=repr)
+    @pytest.mark.parametrize(
+        "changes", [{"ttl": -1}, {"heartbeat": 0}, {"claimed_ns": 0}, {"slot": 1}, {"slot": -2}], ids=repr
+    )
     def test_wrong_entries(self, store: _core.Store, changes: dict[str, Any]) -> None:
         beat = _core.Beat(store, margin=10.0, board=_core.FenceBoard(1))
-        with pytest.raises((ValueError, TypeError)):
+        with pytest.raises((ValueError, TypeError, IndexError)):
             beat.add(**self.entry(1, **changes))
 
     def test_wrong_arguments(self, loop: _core.Loop, store: _core.Store) -> None:

@@ -140,10 +140,12 @@ try:
     import _interpreters as interpreters
 except ImportError:
     import _xxsubinterpreters as interpreters
+import sys
 from dagster_taskiq import _core
+code = f"import sys; sys.path[:] = {{sys.path}}\\n" + {IN_A_SUBINTERPRETER!r}
 for _ in range(2):
     one = interpreters.create()
-    problem = interpreters.run_string(one, {IN_A_SUBINTERPRETER!r})
+    problem = interpreters.run_string(one, code)
     assert problem is None, problem
     interpreters.destroy(one)
 _core.Loop().close()
