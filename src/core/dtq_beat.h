@@ -11,8 +11,7 @@
  * Thread: any.  The I/O thread must run, as it does once anything was submitted to the loop (a claim was).
  * Events: DTQ_EVENT_LEASE_LOST when the row is no longer claimed with that generation or the local deadline passed
  * unrenewed (the entry is removed), DTQ_EVENT_CANCEL once per entry, DTQ_EVENT_VISIBILITY_LOST once per entry (its
- * lease
- * goes on).
+ * lease goes on).
  * Failure: DTQ_INVALID_ARGUMENT (a ttl not longer than the margin, a generation that is there already), DTQ_NO_MEMORY,
  * DTQ_FORKED, DTQ_CLOSED.  A renewal that fails is tried again until the local deadline.
  */

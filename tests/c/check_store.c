@@ -1,198 +1,20 @@
 /*
  * The store's connection against a real PostgreSQL: moves, order, notifications, and everything that may happen to a
- * connection.  The server is that of DTQ_TEST_DATABASE_URL (a libpq URI with a database of its own); without it only what
- * needs none is tested.  The protocol's moves themselves are tested from Python (tests/store).
+ * connection.  The protocol's moves themselves are tested from Python (tests/store).
  */
 #include <arpa/inet.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <check.h>
-#include <libpq-fe.h>
 
 #include "dtq_buf.h"
 #include "dtq_clock.h"
-#include "dtq_loop.h"
 #include "dtq_pg.h"
-#include "dtq_store.h"
-
-#define PATIENCE_MS 30000
-
-static const char *database_url(void)
-{
-    return getenv("DTQ_TEST_DATABASE_URL");
-}
-
-/* ---- a connection behind the store's back ------------------------------------------------------------------------ */
-
-static PGconn *admin_open(void)
-{
-    PGconn *conn = PQconnectdb(database_url());
-    ck_assert_msg(PQstatus(conn) == CONNECTION_OK, "%s", PQerrorMessage(conn));
-    return conn;
-}
-
-/* First value of the first row, "" when none. */
-static char *admin_query(PGconn *conn, const char *sql, char out[256])
-{
-    PGresult *result = PQexec(conn, sql);
-    ExecStatusType status = PQresultStatus(result);
-    ck_assert_msg(status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK, "%s", PQerrorMessage(conn));
-    snprintf(out, 256, "%s", PQntuples(result) ? PQgetvalue(result, 0, 0) : "");
-    PQclear(result);
-    return out;
-}
-
-static void admin(const char *sql)
-{
-    char value[256];
-    PGconn *conn = admin_open();
-    admin_query(conn, sql, value);
-    PQfinish(conn);
-}
-
-/* ---- a store ----------------------------------------------------------------------------------------------------- */
-
-struct fixture {
-    struct dtq_loop *loop;
-    struct dtq_store *store;
-    char name[64]; /* application_name: finds its backend */
-};
-
-static void open_url(struct fixture *f, const char *url, int operation_timeout_ms)
-{
-    struct dtq_error err;
-    snprintf(f->name, sizeof f->name, "check-store-%d-%llu", (int)getpid(), (unsigned long long)dtq_clock_boot_ns());
-    struct dtq_store_options options = {
-        .url = url, .application_name = f->name, .operation_timeout_ms = operation_timeout_ms, .backoff_cap_ms = 100};
-    ck_assert_int_eq(dtq_loop_new(&f->loop, &err), DTQ_OK);
-    ck_assert_msg(dtq_store_new(f->loop, &options, &f->store, &err) == DTQ_OK, "%s", err.message);
-}
-
-static void open_store(struct fixture *f)
-{
-    open_url(f, database_url(), 0);
-}
-
-static void close_store(struct fixture *f)
-{
-    dtq_loop_destroy(f->loop);
-}
-
-static struct dtq_store_op *submit(struct fixture *f, struct dtq_store_op *op)
-{
-    struct dtq_error err;
-    ck_assert_ptr_nonnull(op);
-    ck_assert_int_eq(dtq_loop_submit(f->loop, (struct dtq_op *)op, &err), DTQ_OK);
-    return op;
-}
-
-static struct dtq_store_op *start(struct fixture *f, const char *name, const char *const *values, int timeout_ms)
-{
-    struct dtq_error err;
-    struct dtq_param params[16];
-    const struct dtq_statement *statement = dtq_statement_find(name);
-    ck_assert_ptr_nonnull(statement);
-    for (size_t i = 0; i < strlen(statement->params); i++)
-        params[i] = (struct dtq_param){values[i], values[i] ? strlen(values[i]) : 0};
-    return submit(f, dtq_store_run(f->store, statement, params, timeout_ms, &err));
-}
-
-static enum dtq_code wait_for(struct fixture *f, struct dtq_store_op *op)
-{
-    struct dtq_error err;
-    ck_assert_msg(dtq_loop_wait(f->loop, (struct dtq_op *)op, PATIENCE_MS, &err) == DTQ_OK, "%s", err.message);
-    return ((struct dtq_op *)op)->error.code;
-}
-
-static const char *message(struct dtq_store_op *op)
-{
-    return ((struct dtq_op *)op)->error.message;
-}
-
-static void release(struct fixture *f, struct dtq_store_op *op)
-{
-    dtq_op_release(f->loop, (struct dtq_op *)op);
-}
-
-static enum dtq_code finish(struct fixture *f, struct dtq_store_op *op)
-{
-    enum dtq_code code = wait_for(f, op);
-    release(f, op);
-    return code;
-}
-
-#define ASSERT_VALUE(op, row, column, text)                                                                            \
-    do {                                                                                                               \
-        struct dtq_slice value_ = dtq_store_op_value(op, row, column);                                                 \
-        ck_assert_msg(dtq_slice_equal(value_, dtq_slice_str(text)), "%.*s, not %s", (int)value_.length,                \
-                      value_.data ? value_.data : "", text);                                                           \
-    } while (0)
-
-static const char *const any_generation[] = {"0"};
-
-/* One round trip. */
-static void ping(struct fixture *f)
-{
-    struct dtq_store_op *op = start(f, "claim_is_live", any_generation, 0);
-    ck_assert_msg(wait_for(f, op) == DTQ_OK, "%s", message(op));
-    ASSERT_VALUE(op, 0, 0, "f");
-    release(f, op);
-}
-
-/* The next event of that kind (others are dropped). */
-static struct dtq_event *next_event(struct fixture *f, enum dtq_event_kind kind)
-{
-    uint64_t end_ms = dtq_clock_monotonic_ms() + PATIENCE_MS;
-    struct dtq_event *found = NULL;
-    while (!found && dtq_clock_monotonic_ms() < end_ms) {
-        for (struct dtq_op *op = dtq_loop_drain(f->loop), *next; op; op = next) {
-            next = dtq_op_next(op);
-            if (!found && op->op_class->kind == DTQ_OP_EVENT && ((struct dtq_event *)op)->kind == kind)
-                found = (struct dtq_event *)op;
-            else
-                dtq_op_release(f->loop, op);
-        }
-        usleep(1000);
-    }
-    ck_assert_msg(found != NULL, "no event of kind %d", (int)kind);
-    return found;
-}
-
-static void drop_event(struct fixture *f, struct dtq_event *event)
-{
-    dtq_op_release(f->loop, &event->op);
-}
-
-static void terminate_backend(struct fixture *f)
-{
-    char sql[256];
-    snprintf(sql, sizeof sql,
-             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = '%s'", f->name);
-    admin(sql);
-}
-
-static void migrate(void)
-{
-    PGconn *conn = admin_open();
-    char value[256];
-    admin_query(conn, "SELECT to_regclass('dagster_taskiq_migrations')", value);
-    if (!value[0]) {
-        FILE *file = fopen(TEST_DIR "/../../dagster_taskiq/sql/migrations/0001_protocol.sql", "r");
-        ck_assert_ptr_nonnull(file);
-        static char sql[65536];
-        size_t length = fread(sql, 1, sizeof sql - 1, file);
-        fclose(file);
-        sql[length] = '\0';
-        admin_query(conn, sql, value);
-    }
-    PQfinish(conn);
-}
+#include "store_fixture.h"
 
 /* ---- without a server -------------------------------------------------------------------------------------------- */
 
@@ -268,10 +90,10 @@ END_TEST
 
 START_TEST(a_nul_in_a_parameter_is_refused)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
     static const struct dtq_param params[] = {{"1\0", 2}};
-    open_url(&f, "postgresql://127.0.0.1:9/x", 0);
+    sf_open_url(&f, "postgresql://127.0.0.1:9/x", 0);
     ck_assert_ptr_null(dtq_store_run(f.store, dtq_statement_find("claim_is_live"), params, 0, &err));
     ck_assert_int_eq(err.code, DTQ_INVALID_ARGUMENT);
     ck_assert_ptr_null(dtq_store_script(f.store, dtq_slice("a\0b", 3), 0, &err));
@@ -279,19 +101,19 @@ START_TEST(a_nul_in_a_parameter_is_refused)
     ck_assert_ptr_null(dtq_store_listen(f.store, "", 0, &err));
     ck_assert_ptr_null(
         dtq_store_listen(f.store, "0123456789012345678901234567890123456789012345678901234567890123", 0, &err));
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(nobody_listens)
 {
-    struct fixture f;
-    open_url(&f, "postgresql://127.0.0.1:9/x", 300);
-    struct dtq_store_op *op = start(&f, "claim_is_live", any_generation, 0);
-    ck_assert_int_eq(wait_for(&f, op), DTQ_PG_CONNECT);
-    ck_assert_ptr_nonnull(strstr(message(op), "no connection to PostgreSQL in time"));
-    release(&f, op);
-    close_store(&f);
+    struct store_fixture f;
+    sf_open_url(&f, "postgresql://127.0.0.1:9/x", 300);
+    struct dtq_store_op *op = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    ck_assert_int_eq(sf_wait_for(&f, op), DTQ_PG_CONNECT);
+    ck_assert_ptr_nonnull(strstr(sf_message(op), "no connection to PostgreSQL in time"));
+    sf_release(&f, op);
+    sf_close_store(&f);
 }
 END_TEST
 
@@ -310,20 +132,20 @@ static int silent_server(int *port)
 
 START_TEST(close_does_not_wait_for_a_silent_server)
 {
-    struct fixture f;
+    struct store_fixture f;
     int port, fd = silent_server(&port);
     char url[128];
     snprintf(url, sizeof url, "postgresql://u:p@127.0.0.1:%d/x", port);
-    open_url(&f, url, 0);
-    struct dtq_store_op *op = start(&f, "claim_is_live", any_generation, 0);
+    sf_open_url(&f, url, 0);
+    struct dtq_store_op *op = sf_start(&f, "claim_is_live", sf_any_generation, 0);
     struct sockaddr_in peer;
     socklen_t length = sizeof peer;
     int accepted = accept(fd, (struct sockaddr *)&peer, &length); /* now the dial is under way */
     ck_assert_int_ge(accepted, 0);
     dtq_loop_close(f.loop, 0);
     ck_assert_int_eq(((struct dtq_op *)op)->error.code, DTQ_CLOSED);
-    release(&f, op);
-    close_store(&f);
+    sf_release(&f, op);
+    sf_close_store(&f);
     close(accepted);
     close(fd);
 }
@@ -331,15 +153,15 @@ END_TEST
 
 START_TEST(an_operation_that_waits_for_a_connection_can_be_cancelled)
 {
-    struct fixture f;
-    open_url(&f, "postgresql://127.0.0.1:9/x", 0);
-    struct dtq_store_op *first = start(&f, "claim_is_live", any_generation, 0);
-    struct dtq_store_op *second = start(&f, "claim_is_live", any_generation, 0);
+    struct store_fixture f;
+    sf_open_url(&f, "postgresql://127.0.0.1:9/x", 0);
+    struct dtq_store_op *first = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    struct dtq_store_op *second = sf_start(&f, "claim_is_live", sf_any_generation, 0);
     dtq_loop_cancel(f.loop, (struct dtq_op *)second);
-    ck_assert_int_eq(finish(&f, second), DTQ_CANCELLED);
+    ck_assert_int_eq(sf_finish(&f, second), DTQ_CANCELLED);
     dtq_loop_cancel(f.loop, (struct dtq_op *)first);
-    ck_assert_int_eq(finish(&f, first), DTQ_CANCELLED);
-    close_store(&f);
+    ck_assert_int_eq(sf_finish(&f, first), DTQ_CANCELLED);
+    sf_close_store(&f);
 }
 END_TEST
 
@@ -347,288 +169,288 @@ END_TEST
 
 START_TEST(a_statement_gives_its_rows)
 {
-    struct fixture f;
-    open_store(&f);
+    struct store_fixture f;
+    sf_open_store(&f);
     char run_id[80];
     snprintf(run_id, sizeof run_id, "c-%s", f.name);
     const char *begin[] = {run_id, "nonce", "30"};
-    struct dtq_store_op *op = start(&f, "begin_run", begin, 0);
-    ck_assert_msg(wait_for(&f, op) == DTQ_OK, "%s", message(op));
+    struct dtq_store_op *op = sf_start(&f, "begin_run", begin, 0);
+    ck_assert_msg(sf_wait_for(&f, op) == DTQ_OK, "%s", sf_message(op));
     ck_assert_uint_eq(dtq_store_op_rows(op), 1);
     ck_assert_str_eq(dtq_store_op_statement(op)->name, "begin_run");
-    ASSERT_VALUE(op, 0, 0, run_id);
-    ASSERT_VALUE(op, 0, 2, "active");
+    SF_ASSERT_VALUE(op, 0, 0, run_id);
+    SF_ASSERT_VALUE(op, 0, 2, "active");
     ck_assert_ptr_null(dtq_store_op_value(op, 0, 3).data);
     ck_assert_ptr_null(dtq_store_op_value(op, 7, 0).data);
-    release(&f, op);
+    sf_release(&f, op);
     const char *get[] = {"none"};
-    op = start(&f, "get_run", get, 0);
-    ck_assert_int_eq(wait_for(&f, op), DTQ_OK);
+    op = sf_start(&f, "get_run", get, 0);
+    ck_assert_int_eq(sf_wait_for(&f, op), DTQ_OK);
     ck_assert_uint_eq(dtq_store_op_rows(op), 0);
-    release(&f, op);
-    close_store(&f);
+    sf_release(&f, op);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(many_operations_in_one_pipeline)
 {
     enum { COUNT = 1000 };
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_store_op *ops[COUNT];
-    open_store(&f);
+    sf_open_store(&f);
     for (int i = 0; i < COUNT; i++)
-        ops[i] = start(&f, i % 2 ? "claim_is_live" : "get_run", any_generation, 0);
+        ops[i] = sf_start(&f, i % 2 ? "claim_is_live" : "get_run", sf_any_generation, 0);
     for (int i = 0; i < COUNT; i++) {
-        ck_assert_int_eq(wait_for(&f, ops[i]), DTQ_OK);
+        ck_assert_int_eq(sf_wait_for(&f, ops[i]), DTQ_OK);
         ck_assert_uint_eq(dtq_store_op_rows(ops[i]), i % 2);
-        release(&f, ops[i]);
+        sf_release(&f, ops[i]);
     }
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_failing_statement_takes_no_other_with_it)
 {
-    struct fixture f;
-    open_store(&f);
+    struct store_fixture f;
+    sf_open_store(&f);
     const char *bad[] = {"not a number"};
     struct dtq_store_op *ops[6];
     for (int i = 0; i < 6; i++)
-        ops[i] = start(&f, "claim_is_live", i % 2 ? bad : any_generation, 0);
+        ops[i] = sf_start(&f, "claim_is_live", i % 2 ? bad : sf_any_generation, 0);
     for (int i = 0; i < 6; i++) {
-        ck_assert_int_eq(wait_for(&f, ops[i]), i % 2 ? DTQ_PG_STATEMENT : DTQ_OK);
+        ck_assert_int_eq(sf_wait_for(&f, ops[i]), i % 2 ? DTQ_PG_STATEMENT : DTQ_OK);
         ck_assert_str_eq(((struct dtq_op *)ops[i])->error.sqlstate, i % 2 ? "22P02" : "");
-        release(&f, ops[i]);
+        sf_release(&f, ops[i]);
     }
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(notifications_become_events)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
-    open_store(&f);
-    ck_assert_int_eq(finish(&f, submit(&f, dtq_store_listen(f.store, "odd \"channel\"", 0, &err))), DTQ_OK);
-    admin("NOTIFY \"odd \"\"channel\"\"\", 'hello'");
-    struct dtq_event *event = next_event(&f, DTQ_EVENT_NOTIFICATION);
+    sf_open_store(&f);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, dtq_store_listen(f.store, "odd \"channel\"", 0, &err))), DTQ_OK);
+    sf_admin("NOTIFY \"odd \"\"channel\"\"\", 'hello'");
+    struct dtq_event *event = sf_next_event(&f, DTQ_EVENT_NOTIFICATION);
     ck_assert_str_eq(event->text, "odd \"channel\"");
     ck_assert_str_eq(event->detail, "hello");
-    drop_event(&f, event);
-    ck_assert_int_eq(finish(&f, submit(&f, dtq_store_unlisten(f.store, "odd \"channel\"", 0, &err))), DTQ_OK);
-    ck_assert_int_eq(finish(&f, submit(&f, dtq_store_listen(f.store, "other", 0, &err))), DTQ_OK);
-    admin("NOTIFY \"odd \"\"channel\"\"\", 'no'; NOTIFY other, 'yes'");
-    event = next_event(&f, DTQ_EVENT_NOTIFICATION);
+    sf_drop_event(&f, event);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, dtq_store_unlisten(f.store, "odd \"channel\"", 0, &err))), DTQ_OK);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, dtq_store_listen(f.store, "other", 0, &err))), DTQ_OK);
+    sf_admin("NOTIFY \"odd \"\"channel\"\"\", 'no'; NOTIFY other, 'yes'");
+    event = sf_next_event(&f, DTQ_EVENT_NOTIFICATION);
     ck_assert_str_eq(event->detail, "yes");
-    drop_event(&f, event);
-    close_store(&f);
+    sf_drop_event(&f, event);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_lost_connection_listens_again)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
-    open_store(&f);
-    ck_assert_int_eq(finish(&f, submit(&f, dtq_store_listen(f.store, "kept", 0, &err))), DTQ_OK);
-    drop_event(&f, next_event(&f, DTQ_EVENT_STORE_CONNECTED));
-    terminate_backend(&f);
-    drop_event(&f, next_event(&f, DTQ_EVENT_STORE_LOST));
-    drop_event(&f, next_event(&f, DTQ_EVENT_STORE_CONNECTED)); /* by itself: a channel is work */
-    admin("NOTIFY kept, 'again'");
-    struct dtq_event *event = next_event(&f, DTQ_EVENT_NOTIFICATION);
+    sf_open_store(&f);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, dtq_store_listen(f.store, "kept", 0, &err))), DTQ_OK);
+    sf_drop_event(&f, sf_next_event(&f, DTQ_EVENT_STORE_CONNECTED));
+    sf_terminate_backend(&f);
+    sf_drop_event(&f, sf_next_event(&f, DTQ_EVENT_STORE_LOST));
+    sf_drop_event(&f, sf_next_event(&f, DTQ_EVENT_STORE_CONNECTED)); /* by itself: a channel is work */
+    sf_admin("NOTIFY kept, 'again'");
+    struct dtq_event *event = sf_next_event(&f, DTQ_EVENT_NOTIFICATION);
     ck_assert_str_eq(event->detail, "again");
-    drop_event(&f, event);
-    close_store(&f);
+    sf_drop_event(&f, event);
+    sf_close_store(&f);
 }
 END_TEST
 
 /* Waits until the store's backend waits for a lock. */
-static void wait_until_blocked(PGconn *conn, struct fixture *f)
+static void wait_until_blocked(PGconn *conn, struct store_fixture *f)
 {
     char sql[256], value[256];
     snprintf(sql, sizeof sql,
              "SELECT count(*) FROM pg_stat_activity WHERE application_name = '%s' AND wait_event_type = 'Lock'",
              f->name);
     do
-        admin_query(conn, sql, value);
+        sf_admin_query(conn, sql, value);
     while (strcmp(value, "1") != 0);
 }
 
 /* begin_run of a row that somebody holds. */
-static struct dtq_store_op *blocked_move(struct fixture *f, PGconn *holder, const char *run_id, int timeout_ms)
+static struct dtq_store_op *blocked_move(struct store_fixture *f, PGconn *holder, const char *run_id, int timeout_ms)
 {
     char sql[256], value[256];
     const char *first[] = {run_id, "nonce", "30"};
-    ck_assert_int_eq(finish(f, start(f, "begin_run", first, 0)), DTQ_OK);
-    admin_query(holder, "BEGIN", value);
+    ck_assert_int_eq(sf_finish(f, sf_start(f, "begin_run", first, 0)), DTQ_OK);
+    sf_admin_query(holder, "BEGIN", value);
     snprintf(sql, sizeof sql, "SELECT run_id FROM dagster_taskiq_runs WHERE run_id = '%s' FOR UPDATE", run_id);
-    admin_query(holder, sql, value);
-    struct dtq_store_op *op = start(f, "begin_run", first, timeout_ms);
+    sf_admin_query(holder, sql, value);
+    struct dtq_store_op *op = sf_start(f, "begin_run", first, timeout_ms);
     wait_until_blocked(holder, f);
     return op;
 }
 
 START_TEST(a_move_in_flight_survives_the_loss_of_its_backend)
 {
-    struct fixture f;
+    struct store_fixture f;
     char value[256], run_id[80];
-    open_store(&f);
-    PGconn *holder = admin_open();
+    sf_open_store(&f);
+    PGconn *holder = sf_admin_open();
     snprintf(run_id, sizeof run_id, "l-%s", f.name);
     struct dtq_store_op *move = blocked_move(&f, holder, run_id, 0);
-    struct dtq_store_op *behind = start(&f, "claim_is_live", any_generation, 0);
-    terminate_backend(&f);
-    drop_event(&f, next_event(&f, DTQ_EVENT_STORE_LOST));
-    admin_query(holder, "COMMIT", value);
-    ck_assert_msg(wait_for(&f, move) == DTQ_OK, "%s", message(move));
-    ASSERT_VALUE(move, 0, 0, run_id);
+    struct dtq_store_op *behind = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    sf_terminate_backend(&f);
+    sf_drop_event(&f, sf_next_event(&f, DTQ_EVENT_STORE_LOST));
+    sf_admin_query(holder, "COMMIT", value);
+    ck_assert_msg(sf_wait_for(&f, move) == DTQ_OK, "%s", sf_message(move));
+    SF_ASSERT_VALUE(move, 0, 0, run_id);
     ck_assert_ptr_null(dtq_store_op_value(move, 0, 3).data); /* the same nonce: not taken over */
-    release(&f, move);
-    ck_assert_int_eq(finish(&f, behind), DTQ_OK);
+    sf_release(&f, move);
+    ck_assert_int_eq(sf_finish(&f, behind), DTQ_OK);
     PQfinish(holder);
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_cancelled_move_leaves_the_pipeline_in_order)
 {
-    struct fixture f;
+    struct store_fixture f;
     char value[256], run_id[80];
-    open_store(&f);
-    PGconn *holder = admin_open();
+    sf_open_store(&f);
+    PGconn *holder = sf_admin_open();
     snprintf(run_id, sizeof run_id, "x-%s", f.name);
     struct dtq_store_op *move = blocked_move(&f, holder, run_id, 0);
     const char *get[] = {run_id};
-    struct dtq_store_op *behind = start(&f, "get_run", get, 0);
+    struct dtq_store_op *behind = sf_start(&f, "get_run", get, 0);
     dtq_loop_cancel(f.loop, (struct dtq_op *)move);
-    ck_assert_int_eq(finish(&f, move), DTQ_CANCELLED);
-    admin_query(holder, "COMMIT", value);
-    ck_assert_int_eq(wait_for(&f, behind), DTQ_OK);
-    ASSERT_VALUE(behind, 0, 0, run_id);
-    release(&f, behind);
+    ck_assert_int_eq(sf_finish(&f, move), DTQ_CANCELLED);
+    sf_admin_query(holder, "COMMIT", value);
+    ck_assert_int_eq(sf_wait_for(&f, behind), DTQ_OK);
+    SF_ASSERT_VALUE(behind, 0, 0, run_id);
+    sf_release(&f, behind);
     PQfinish(holder);
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_server_that_does_not_answer_is_given_up)
 {
-    struct fixture f;
+    struct store_fixture f;
     char value[256], run_id[80];
-    open_store(&f);
-    PGconn *holder = admin_open();
+    sf_open_store(&f);
+    PGconn *holder = sf_admin_open();
     snprintf(run_id, sizeof run_id, "s-%s", f.name);
     struct dtq_store_op *move = blocked_move(&f, holder, run_id, 100);
-    struct dtq_store_op *behind = start(&f, "claim_is_live", any_generation, 0);
-    ck_assert_int_eq(finish(&f, move), DTQ_TIMEOUT);
-    ck_assert_int_eq(finish(&f, behind), DTQ_OK); /* over another connection: the lock is still held */
-    drop_event(&f, next_event(&f, DTQ_EVENT_STORE_LOST));
-    admin_query(holder, "COMMIT", value);
+    struct dtq_store_op *behind = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    ck_assert_int_eq(sf_finish(&f, move), DTQ_TIMEOUT);
+    ck_assert_int_eq(sf_finish(&f, behind), DTQ_OK); /* over another connection: the lock is still held */
+    sf_drop_event(&f, sf_next_event(&f, DTQ_EVENT_STORE_LOST));
+    sf_admin_query(holder, "COMMIT", value);
     PQfinish(holder);
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(scripts_run_alone_and_whole)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
     static const char good[] = "CREATE TEMP TABLE t (n int); INSERT INTO t VALUES (1); SELECT n FROM t";
     static const char bad[] = "INSERT INTO t VALUES (2); SELECT 1/0; INSERT INTO t VALUES (3)";
     static const char look[] = "DO $$ BEGIN IF (SELECT count(*) FROM t) <> 1 THEN RAISE 'rows'; END IF; END $$";
-    open_store(&f);
-    struct dtq_store_op *before = start(&f, "claim_is_live", any_generation, 0);
-    struct dtq_store_op *first = submit(&f, dtq_store_script(f.store, dtq_slice_str(good), 0, &err));
-    struct dtq_store_op *between = start(&f, "claim_is_live", any_generation, 0);
-    struct dtq_store_op *second = submit(&f, dtq_store_script(f.store, dtq_slice_str(bad), 0, &err));
-    struct dtq_store_op *third = submit(&f, dtq_store_script(f.store, dtq_slice_str(look), 0, &err));
-    ck_assert_int_eq(finish(&f, before), DTQ_OK);
-    ck_assert_int_eq(finish(&f, first), DTQ_OK);
-    ck_assert_int_eq(finish(&f, between), DTQ_OK);
-    ck_assert_int_eq(wait_for(&f, second), DTQ_PG_STATEMENT);
+    sf_open_store(&f);
+    struct dtq_store_op *before = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    struct dtq_store_op *first = sf_submit(&f, dtq_store_script(f.store, dtq_slice_str(good), 0, &err));
+    struct dtq_store_op *between = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    struct dtq_store_op *second = sf_submit(&f, dtq_store_script(f.store, dtq_slice_str(bad), 0, &err));
+    struct dtq_store_op *third = sf_submit(&f, dtq_store_script(f.store, dtq_slice_str(look), 0, &err));
+    ck_assert_int_eq(sf_finish(&f, before), DTQ_OK);
+    ck_assert_int_eq(sf_finish(&f, first), DTQ_OK);
+    ck_assert_int_eq(sf_finish(&f, between), DTQ_OK);
+    ck_assert_int_eq(sf_wait_for(&f, second), DTQ_PG_STATEMENT);
     ck_assert_str_eq(((struct dtq_op *)second)->error.sqlstate, "22012");
-    release(&f, second);
-    ck_assert_int_eq(finish(&f, third), DTQ_OK);
-    ping(&f);
-    close_store(&f);
+    sf_release(&f, second);
+    ck_assert_int_eq(sf_finish(&f, third), DTQ_OK);
+    sf_ping(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_script_that_is_cut_off_is_not_sent_again)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
-    open_store(&f);
-    PGconn *holder = admin_open();
+    sf_open_store(&f);
+    PGconn *holder = sf_admin_open();
     char value[256];
-    admin_query(holder, "SELECT pg_advisory_lock(4711)", value);
+    sf_admin_query(holder, "SELECT pg_advisory_lock(4711)", value);
     struct dtq_store_op *script =
-        submit(&f, dtq_store_script(f.store, dtq_slice_str("SELECT pg_advisory_lock(4711)"), 0, &err));
+        sf_submit(&f, dtq_store_script(f.store, dtq_slice_str("SELECT pg_advisory_lock(4711)"), 0, &err));
     wait_until_blocked(holder, &f);
-    terminate_backend(&f);
-    ck_assert_int_eq(finish(&f, script), DTQ_PG_LOST);
-    ping(&f);
+    sf_terminate_backend(&f);
+    ck_assert_int_eq(sf_finish(&f, script), DTQ_PG_LOST);
+    sf_ping(&f);
     PQfinish(holder);
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_deadlock_is_tried_again)
 {
-    struct fixture f;
+    struct store_fixture f;
     struct dtq_error err;
-    open_store(&f);
+    sf_open_store(&f);
     /* A trigger that fails the first two times. */
     ck_assert_int_eq(
-        finish(&f,
-               submit(&f, dtq_store_script(
-                              f.store,
-                              dtq_slice_str("CREATE SEQUENCE IF NOT EXISTS check_tries; "
+        sf_finish(&f, sf_submit(&f, dtq_store_script(
+                                        f.store,
+                                        dtq_slice_str(
+                                            "CREATE SEQUENCE IF NOT EXISTS check_tries; "
                                             "SELECT setval('check_tries', 1, false); "
                                             "CREATE OR REPLACE FUNCTION check_fail() RETURNS trigger AS $$ BEGIN "
                                             "IF NEW.identity = 'deadlock' AND nextval('check_tries') < 3 THEN "
                                             "RAISE 'once more' USING ERRCODE = '40P01'; END IF; RETURN NEW; END $$ "
                                             "LANGUAGE plpgsql; CREATE OR REPLACE TRIGGER check_fail BEFORE INSERT ON "
                                             "dagster_taskiq_workers FOR EACH ROW EXECUTE FUNCTION check_fail()"),
-                              0, &err))),
+                                        0, &err))),
         DTQ_OK);
     const char *worker[] = {"deadlock", "n", "h", "1", "b", "{}", "1", "60"};
-    struct dtq_store_op *op = start(&f, "register_worker", worker, 0);
-    ck_assert_msg(wait_for(&f, op) == DTQ_OK, "%s", message(op));
-    release(&f, op);
-    admin("DROP TRIGGER check_fail ON dagster_taskiq_workers; DROP FUNCTION check_fail; DROP SEQUENCE check_tries; "
-          "DELETE FROM dagster_taskiq_workers WHERE identity = 'deadlock'");
-    close_store(&f);
+    struct dtq_store_op *op = sf_start(&f, "register_worker", worker, 0);
+    ck_assert_msg(sf_wait_for(&f, op) == DTQ_OK, "%s", sf_message(op));
+    sf_release(&f, op);
+    sf_admin("DROP TRIGGER check_fail ON dagster_taskiq_workers; DROP FUNCTION check_fail; DROP SEQUENCE check_tries; "
+             "DELETE FROM dagster_taskiq_workers WHERE identity = 'deadlock'");
+    sf_close_store(&f);
 }
 END_TEST
 
 /* The URL with another option or another host. */
 static char *changed_url(const char *before, const char *after, char out[512])
 {
-    const char *at = strchr(database_url(), '@');
+    const char *at = strchr(sf_database_url(), '@');
     ck_assert_ptr_nonnull(at);
-    snprintf(out, 512, "%.*s%s%s%s", (int)(at + 1 - database_url()), database_url(), before, at + 1, after);
+    snprintf(out, 512, "%.*s%s%s%s", (int)(at + 1 - sf_database_url()), sf_database_url(), before, at + 1, after);
     return out;
 }
 
 START_TEST(several_hosts_are_tried)
 {
-    struct fixture f;
+    struct store_fixture f;
     char url[512];
     int port, fd = silent_server(&port);
     close(fd); /* its port refuses now */
     char before[64];
     snprintf(before, sizeof before, "127.0.0.1:%d,", port);
-    open_url(&f, changed_url(before, "", url), 0);
-    ping(&f);
-    close_store(&f);
+    sf_open_url(&f, changed_url(before, "", url), 0);
+    sf_ping(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_silent_host_is_passed_over)
 {
-    struct fixture f;
+    struct store_fixture f;
     char url[512], before[64];
     int port, fd = silent_server(&port);
     snprintf(before, sizeof before, "127.0.0.1:%d,", port);
@@ -638,65 +460,65 @@ START_TEST(a_silent_host_is_passed_over)
     struct dtq_store_options options = {.url = url, .connect_timeout_ms = 1000};
     ck_assert_int_eq(dtq_loop_new(&f.loop, &err), DTQ_OK);
     ck_assert_int_eq(dtq_store_new(f.loop, &options, &f.store, &err), DTQ_OK);
-    ping(&f);
-    close_store(&f);
+    sf_ping(&f);
+    sf_close_store(&f);
     close(fd);
 }
 END_TEST
 
 START_TEST(a_wrong_password_is_told_at_once)
 {
-    struct fixture f;
+    struct store_fixture f;
     char url[512];
-    const char *at = strchr(database_url(), '@');
+    const char *at = strchr(sf_database_url(), '@');
     snprintf(url, sizeof url, "postgresql://nobody:wrong%s", at);
-    open_url(&f, url, 0);
+    sf_open_url(&f, url, 0);
     uint64_t begun_ms = dtq_clock_monotonic_ms();
-    struct dtq_store_op *op = start(&f, "claim_is_live", any_generation, 0);
-    ck_assert_int_eq(wait_for(&f, op), DTQ_PG_CONNECT);
+    struct dtq_store_op *op = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    ck_assert_int_eq(sf_wait_for(&f, op), DTQ_PG_CONNECT);
     ck_assert_str_eq(((struct dtq_op *)op)->error.sqlstate, "28P01");
     ck_assert_uint_lt(dtq_clock_monotonic_ms() - begun_ms, 25000); /* not the operation's 30 s */
-    release(&f, op);
-    close_store(&f);
+    sf_release(&f, op);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(missing_tables_are_named)
 {
-    struct fixture f;
+    struct store_fixture f;
     char url[512];
-    open_url(&f, changed_url("", "?options=-csearch_path%3Dpg_catalog", url), 0);
+    sf_open_url(&f, changed_url("", "?options=-csearch_path%3Dpg_catalog", url), 0);
     struct dtq_store_op *ops[2];
     for (int i = 0; i < 2; i++)
-        ops[i] = start(&f, "get_run", any_generation, 0);
-    ck_assert_int_eq(wait_for(&f, ops[0]), DTQ_PG_SCHEMA);
-    ck_assert_int_eq(wait_for(&f, ops[1]), DTQ_PG_SCHEMA);
-    release(&f, ops[0]);
-    release(&f, ops[1]);
-    close_store(&f);
+        ops[i] = sf_start(&f, "get_run", sf_any_generation, 0);
+    ck_assert_int_eq(sf_wait_for(&f, ops[0]), DTQ_PG_SCHEMA);
+    ck_assert_int_eq(sf_wait_for(&f, ops[1]), DTQ_PG_SCHEMA);
+    sf_release(&f, ops[0]);
+    sf_release(&f, ops[1]);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_graceful_close_lets_moves_finish)
 {
-    struct fixture f;
-    open_store(&f);
-    ping(&f);
+    struct store_fixture f;
+    sf_open_store(&f);
+    sf_ping(&f);
     struct dtq_store_op *ops[20];
     for (int i = 0; i < 20; i++)
-        ops[i] = start(&f, "claim_is_live", any_generation, 0);
-    dtq_loop_close(f.loop, PATIENCE_MS);
+        ops[i] = sf_start(&f, "claim_is_live", sf_any_generation, 0);
+    dtq_loop_close(f.loop, SF_PATIENCE_MS);
     for (int i = 0; i < 20; i++)
-        ck_assert_int_eq(finish(&f, ops[i]), DTQ_OK);
-    close_store(&f);
+        ck_assert_int_eq(sf_finish(&f, ops[i]), DTQ_OK);
+    sf_close_store(&f);
 }
 END_TEST
 
 START_TEST(a_forked_child_lets_go_of_the_socket_and_leaves_the_connection_alone)
 {
-    struct fixture f;
-    open_store(&f);
-    ping(&f);
+    struct store_fixture f;
+    sf_open_store(&f);
+    sf_ping(&f);
     pid_t child = fork();
     if (child == 0) {
         struct dtq_error err;
@@ -708,9 +530,9 @@ START_TEST(a_forked_child_lets_go_of_the_socket_and_leaves_the_connection_alone)
     int status = 0;
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert_int_eq(status, 0);
-    ping(&f);
+    sf_ping(&f);
     ck_assert_int_eq(dtq_loop_check_fork(f.loop, NULL), DTQ_OK);
-    close_store(&f);
+    sf_close_store(&f);
 }
 END_TEST
 
@@ -728,13 +550,13 @@ Suite *store_suite(void)
     tcase_add_test(alone, close_does_not_wait_for_a_silent_server);
     tcase_add_test(alone, an_operation_that_waits_for_a_connection_can_be_cancelled);
     suite_add_tcase(suite, alone);
-    if (!database_url()) {
+    if (!sf_database_url()) {
         fprintf(stderr, "\n*** DTQ_TEST_DATABASE_URL is not set: the store is NOT tested against PostgreSQL ***\n\n");
         return suite;
     }
     TCase *server = tcase_create("with PostgreSQL");
     tcase_set_timeout(server, 120);
-    tcase_add_unchecked_fixture(server, migrate, NULL);
+    tcase_add_unchecked_fixture(server, sf_migrate, NULL);
     tcase_add_test(server, a_statement_gives_its_rows);
     tcase_add_test(server, many_operations_in_one_pipeline);
     tcase_add_test(server, a_failing_statement_takes_no_other_with_it);
