@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from dagster_taskiq import _core
-from dagster_taskiq.errors import CoreError, OperationTimeoutError, PayloadError, StoreError, WarmParentError
+from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, WarmParentError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import INSTANCE_REF, JOB_ORIGIN, StepTask, part_text, step_args
 from dagster_taskiq.processes import Exit, StepProcess, WarmParents
@@ -31,6 +31,9 @@ State = Literal["succeeded", "failed", "cancelled"]
 
 RETRY_SOON = 5
 """Seconds until a delivery is seen again that could not be dealt with now."""
+
+VISIBILITY_MAX = 43_200
+"""Seconds from its receipt for which SQS hides a message at most."""
 
 _TERMINAL: dict[str, State] = {
     "STEP_SUCCESS": "succeeded",
@@ -121,6 +124,13 @@ class Attempt:
         self._lease_over = True
         self._give_up("its lease could not be renewed in time")
 
+    async def visibility_lost(self) -> None:
+        """The message cannot be hidden any longer.  At SQS's limit it goes now, and the claim carries on alone."""
+        held = (_core.boot_ns() - self._delivery.received_ns) / 1e9
+        logger.info("the message can no longer be hidden, after %.0f s", held, extra=self._about)
+        if held > VISIBILITY_MAX / 2:
+            await self._host.delete(self._delivery)
+
     def stop(self) -> None:
         """The worker leaves: hand back, or kill.  Not SIGTERM: Dagster would log a failure of a step that is to run
         again elsewhere.
@@ -151,23 +161,11 @@ class Attempt:
 
     async def run(self) -> None:
         """Until the attempt is settled and its message dealt with."""
-        task, delivery = self._task, self._delivery
-        beat = self._host.beat_for(task.lease_ttl)
-        beat.add(
-            *self.key,
-            self.generation,
-            ttl=task.lease_ttl,
-            heartbeat=task.heartbeat,
-            claimed_ns=self._claimed_ns,
-            slot=self._slot,
-            queue_url=delivery.queue_url,
-            receipt_handle=delivery.receipt_handle,
-            visibility=task.visibility,
-            received_ns=delivery.received_ns,
-        )
+        delivery = self._delivery
+        beat = self._host.beat_for(self._task.lease_ttl)
         settled = False
         try:
-            settled = await self._run()
+            settled = await self._run(beat)
         finally:
             beat.remove(self.generation)
             self._host.board.clear(self._slot)
@@ -176,11 +174,12 @@ class Attempt:
         else:
             await self._host.hide(delivery, 0 if self._lost is None else RETRY_SOON)
 
-    async def _run(self) -> bool:
+    async def _run(self, beat: _core.Beat) -> bool:
         """True: the row is terminal and the message may go."""
         try:
+            self._add_to(beat)
             self._step = await self._prepare()
-        except (PayloadError, WarmParentError) as error:
+        except (ValueError, WarmParentError) as error:
             logger.error("the step could not be started: %s", error, extra=self._about)
             return await self._complete("failed", None, {"kind": "start", "message": str(error)}, "not_started")
         except _Interrupted:
@@ -199,6 +198,21 @@ class Attempt:
             return False
         how = await self._run_step(step)
         return await self._settle(step, how)
+
+    def _add_to(self, beat: _core.Beat) -> None:
+        task, delivery = self._task, self._delivery
+        beat.add(
+            *self.key,
+            self.generation,
+            ttl=task.lease_ttl,
+            heartbeat=task.heartbeat,
+            claimed_ns=self._claimed_ns,
+            slot=self._slot,
+            queue_url=delivery.queue_url,
+            receipt_handle=delivery.receipt_handle,
+            visibility=task.visibility,
+            received_ns=delivery.received_ns,
+        )
 
     async def _prepare(self) -> StepProcess:
         task = self._task

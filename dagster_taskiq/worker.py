@@ -19,13 +19,13 @@ import signal
 import socket
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from taskiq import AckableMessage
 
 from dagster_taskiq import _bridge, _core, migrations, sqs
-from dagster_taskiq.attempt import RETRY_SOON, Attempt, Delivery
+from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError
@@ -42,9 +42,6 @@ TASK_NAME: Final = "dagster_taskiq.execute_step"
 
 WORKER_HEARTBEAT: Final = 15.0
 """Seconds between two heartbeats of the worker's own row."""
-
-HIDE_MAX: Final = 43_200
-"""Seconds; SQS's limit from the receipt."""
 
 PARTS_BYTES: Final = 64 * 1024 * 1024
 """Bytes of payload parts that a worker keeps, so that the steps of a run read them once."""
@@ -111,6 +108,7 @@ class SQSTaskIQWorker:
         self._dead_letter_urls: dict[str, str | None] = {}
         self._attempts: dict[int, Attempt] = {}
         self._handling: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._slots = _Slots(slots, len(self.queues))
         self._free_fences = deque(range(slots))
         self._stopping = asyncio.Event()
@@ -437,7 +435,7 @@ class SQSTaskIQWorker:
         """Have it delivered again after ``seconds``.  A failure leaves it hidden for its visibility timeout."""
         try:
             (result,) = await self.broker.client.change_visibility(
-                delivery.queue_url, [(delivery.receipt_handle, min(HIDE_MAX, -int(-seconds // 1)))]
+                delivery.queue_url, [(delivery.receipt_handle, min(VISIBILITY_MAX, -int(-seconds // 1)))]
             )
             sqs.raise_for_entry(result)
         except CoreError as error:
@@ -463,9 +461,12 @@ class SQSTaskIQWorker:
         elif event.kind == "lease_lost":
             attempt.lease_lost()
         elif event.kind == "visibility_lost":
-            logger.info(
-                "the message can no longer be hidden; the claim goes on without it", extra=fields(generation=generation)
-            )
+            self._in_background(attempt.visibility_lost())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _register(self) -> None:
         await self.store.register_worker(
