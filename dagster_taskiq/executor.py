@@ -13,7 +13,6 @@ from typing import Any
 
 from dagster import (
     DagsterEvent,
-    DagsterUnmetExecutorRequirementsError,
     Executor,
     InitExecutorContext,
     executor,
@@ -44,14 +43,6 @@ class TaskIQExecutor(Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
         """Run the plan.  Raises ``ConfigError``, ``SqsError`` or ``StoreError`` where the run cannot go on; Dagster
         makes it the run's failure."""
-        if not execution_plan.artifacts_persisted:
-            raise DagsterUnmetExecutorRequirementsError(
-                "taskiq_executor runs each step in another process, mostly on another machine: the outputs of"
-                " this job's steps"
-                " are kept in memory, where no other process finds them. Use an IO manager that stores them"
-                " (fs_io_manager"
-                " on a shared file system, or object storage)."
-            )
         # Step processes import this module with the job: they need neither the C core nor the rest.
         from dagster_taskiq.orchestration import RunOrchestration
 
@@ -66,7 +57,10 @@ class TaskIQExecutor(Executor):
     requirements=multiple_process_executor_requirements(),
 )
 def taskiq_executor(init_context: InitExecutorContext) -> TaskIQExecutor:
-    """Runs each step on a worker that is reached over SQS."""
+    """Runs each step on a worker that is reached over SQS.
+
+    A job whose outputs are kept in memory is refused before it starts, with Dagster's message for executors that use
+    several processes."""
     config = init_context.executor_config
     return TaskIQExecutor(
         Settings.from_config(config),

@@ -35,13 +35,14 @@ class Bench:
         return self.processes.start_worker([self.queue.name], slots, **options)
 
     def run(self, name: str, **settings: Any) -> JobExecutionResult:
-        """Execute a job with this process as its run worker."""
-        return execute_job(
+        """Execute a job with this process as its run worker.  Its outputs can be read until the test ends."""
+        result = execute_job(
             reconstructable(getattr(jobs, name)),
             self.instance,
             run_config=self.config(**settings),
             raise_on_error=False,
         )
+        return self.stack.enter_context(result)
 
     def create(self, name: str, **settings: Any) -> DagsterRun:
         """A run that no run worker has taken yet."""
