@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -184,6 +185,8 @@ static void *listen_on(void *argument)
         }
         else {
             struct connection *connection = &server->connections[server->connection_count++];
+            int at_once = 1;
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &at_once, sizeof at_once);
             connection->server = server;
             connection->fd = fd;
             if (server->tls) {
