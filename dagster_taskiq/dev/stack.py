@@ -129,13 +129,19 @@ class Stack:
             time.sleep(0.3)
 
     def stop(self) -> None:
-        """Stop everything: first what starts runs, then the workers, then what they all need."""
-        for group in (self._ui, self._workers):
-            for service in group:
-                service.ask_to_stop()
-            for service in group:
-                service.stop()
+        """Stop everything: first what starts runs, then the workers, then what they all need.
+
+        SQS goes while the workers finish their steps: a worker lets its long poll end, which would take up to 20 seconds.
+        """
+        for service in self._ui:
+            service.ask_to_stop()
+        for service in self._ui:
+            service.stop()
+        for service in self._workers:
+            service.ask_to_stop()
         self._sqs.stop()
+        for service in self._workers:
+            service.stop()
         self._postgres.stop()
 
     def _settings(self) -> dict[str, str]:
