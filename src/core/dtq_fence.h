@@ -2,8 +2,8 @@
  * The fence: a step process is dead before its lease ends.
  *
  * What it is for: a worker holds a board of slots in shared memory and moves a slot's deadline at each confirmed
- * renewal; the step process arms a kernel timer that kills it with SIGKILL at the deadline (stopped or not), and a small
- * thread there re-arms the timer when the board's deadline moves.  Deadlines are dtq_clock_boot_ns values.
+ * renewal; the step process arms a kernel timer that kills it with SIGKILL at the deadline (stopped or not), and a
+ * small thread there re-arms the timer when the board's deadline moves.  Deadlines are dtq_clock_boot_ns values.
  * Where there is no timer_create (macOS) the thread itself kills the process: later by its scheduling, and not while it
  * is stopped.
  * Ownership: the board's descriptor is inheritable by design (it holds no secret) and crosses exec to the warm parent,

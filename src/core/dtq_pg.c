@@ -1,10 +1,10 @@
 /*
  * DESIGN
  *
- * A dial tries PQconnectStartParams and PQconnectPoll first: only there can the verbosity be set before the attempt, and
- * only the verbose message tells the SQLSTATE of a refused connection.  PQconnectPoll never gives up on an address that
- * does not answer, though; when the time is over, PQconnectdbParams is tried, which walks over all addresses and hosts
- * with a time limit for each.  Both may block in getaddrinfo: that is why this is a thread of its own.
+ * A dial tries PQconnectStartParams and PQconnectPoll first: only there can the verbosity be set before the attempt,
+ * and only the verbose message tells the SQLSTATE of a refused connection.  PQconnectPoll never gives up on an address
+ * that does not answer, though; when the time is over, PQconnectdbParams is tried, which walks over all addresses and
+ * hosts with a time limit for each.  Both may block in getaddrinfo: that is why this is a thread of its own.
  *
  * The thread is detached.  An owner that no longer wants the connection only says so: it could not interrupt
  * getaddrinfo, and must not wait for it.

@@ -5,12 +5,12 @@
  * that one that fails takes no other with it, and is done when its sync point is answered: only then has it committed.
  * Whatever is in the pipeline has a slot there, in order; the slot outlives an operation that was cancelled.
  *
- * States of the connection: NONE -> DIALING -> READY, and back to WAITING (backoff) when it is lost.  When it is lost, what
- * was in the pipeline goes back to the head of the queue: nobody knows whether it was executed, and every move gives the
- * first one's answer when it is sent again.  Scripts are the exception: they end with DTQ_PG_LOST.
+ * States of the connection: NONE -> DIALING -> READY, and back to WAITING (backoff) when it is lost.  When it is lost,
+ * what was in the pipeline goes back to the head of the queue: nobody knows whether it was executed, and every move
+ * gives the first one's answer when it is sent again.  Scripts are the exception: they end with DTQ_PG_LOST.
  *
- * A fresh connection first gets its settings and all LISTENs; DTQ_EVENT_STORE_CONNECTED follows their confirmation, so a
- * reader that looks at the rows then has missed nothing.
+ * A fresh connection first gets its settings and all LISTENs; DTQ_EVENT_STORE_CONNECTED follows their confirmation, so
+ * a reader that looks at the rows then has missed nothing.
  *
  * A script needs the simple query protocol, which pipeline mode does not have: it waits until the pipeline is empty and
  * holds back what comes after it.

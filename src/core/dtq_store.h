@@ -1,12 +1,15 @@
 /*
  * The idempotency store: the protocol's moves on PostgreSQL, on the I/O thread of a loop.
  *
- * What it is for: each move of the state table (dtq_store_sql.h) is one prepared statement with all its guards; zero rows is an answer.
+ * What it is for: each move of the state table (dtq_store_sql.h) is one prepared statement with all its guards; zero
+ * rows is an answer.
  * Ownership: the store is a source of its loop and is destroyed with it.  Constructors copy all arguments.
  * Thread: dtq_store_* from any thread; results may be read once the operation is done, and live as long as it does.
- * Connection: one, in pipeline mode, opened at the first operation, reopened with backoff and full jitter as long as there is work or a channel to
- * listen to.  The host name is resolved outside the I/O thread.  Every move may be sent again after a lost connection: each is written so that the second
- * time gives the first one's answer.  Operations wait for a connection until their deadline.
+ * Connection: one, in pipeline mode, opened at the first operation, reopened with backoff and full jitter as long as
+ * there is work or a channel to listen to.  Connecting, name resolution included, happens outside the I/O thread.  Every
+ * move may be sent again after a lost connection: each is written so that the second time gives the first one's answer.
+ * Operations wait for a connection until their deadline; a refusal (password, no such database) ends them at once.
+ * An operation that is past its deadline and holds up the pipeline takes the connection with it after some seconds.
  * Failure: DTQ_PG_*; error.sqlstate holds PostgreSQL's code.
  */
 #ifndef DTQ_STORE_H
@@ -36,13 +39,14 @@ enum dtq_code dtq_store_new(struct dtq_loop *loop, const struct dtq_store_option
                             struct dtq_error *err) DTQ_MUST_CHECK;
 struct dtq_source *dtq_store_source(struct dtq_store *store);
 
-/* LISTEN on channel now and after every reconnect; each notification is a DTQ_EVENT_NOTIFICATION.  The operation is done once PostgreSQL has confirmed. */
+/* LISTEN on channel now and after every reconnect; each notification is a DTQ_EVENT_NOTIFICATION.  The operation is done
+ * once PostgreSQL has confirmed; one that is cancelled before may listen all the same. */
 struct dtq_store_op *dtq_store_listen(struct dtq_store *store, const char *channel, int timeout_ms,
                                       struct dtq_error *err);
 struct dtq_store_op *dtq_store_unlisten(struct dtq_store *store, const char *channel, int timeout_ms,
                                         struct dtq_error *err);
 
-/* ---- moves ---------------------------------------------------------------------------------------------------------- */
+/* ---- moves ------------------------------------------------------------------------------------------------------- */
 
 /* Types of parameters and columns, one letter each in a statement's signature:
  *   t text, i int8, f float8, b bool, j json text; T I F B arrays of them.  Upper case is an array. */
@@ -67,7 +71,8 @@ struct dtq_param {
 struct dtq_store_op *dtq_store_run(struct dtq_store *store, const struct dtq_statement *statement,
                                    const struct dtq_param *params, int timeout_ms, struct dtq_error *err);
 
-/* A script of several statements (a migration), as one simple query in a transaction of its own. No result. */
+/* A script of several statements (a migration), as one simple query in a transaction of its own. No result.  Not sent
+ * again when the connection is lost under it: DTQ_PG_LOST. */
 struct dtq_store_op *dtq_store_script(struct dtq_store *store, struct dtq_slice sql, int timeout_ms,
                                       struct dtq_error *err);
 
@@ -76,7 +81,7 @@ struct dtq_buf;
 enum dtq_code dtq_pg_array(const struct dtq_param *items, size_t count, struct dtq_buf *out,
                            struct dtq_error *err) DTQ_MUST_CHECK;
 
-/* ---- results -------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 size_t dtq_store_op_rows(const struct dtq_store_op *op);
 const struct dtq_statement *dtq_store_op_statement(const struct dtq_store_op *op); /* NULL for listen and scripts */

@@ -135,7 +135,8 @@ def test_two_live_attempts_of_a_step_are_impossible(run: Run) -> None:
     run.queued("a")
     with pytest.raises(psycopg2.errors.UniqueViolation):
         run.sql(
-            "INSERT INTO dagster_taskiq_steps (run_id, step_key, attempt, queue, enqueued_by) VALUES (%s,'a',2,'q','x')",
+            "INSERT INTO dagster_taskiq_steps (run_id, step_key, attempt, queue, enqueued_by) "
+            "VALUES (%s, 'a', 2, 'q', 'x')",
             run.id,
         )
 
@@ -151,8 +152,8 @@ def test_resend_backs_off(run: Run) -> None:
 
     def age(seconds: int) -> list[tuple[str, int]]:
         run.sql(
-            "UPDATE dagster_taskiq_steps SET queued_at = now() - make_interval(secs => %s), sent_at = CASE WHEN sent_at "
-            "IS NOT NULL THEN now() - make_interval(secs => %s) END WHERE run_id = %s",
+            "UPDATE dagster_taskiq_steps SET queued_at = now() - make_interval(secs => %s), "
+            "sent_at = CASE WHEN sent_at IS NOT NULL THEN now() - make_interval(secs => %s) END WHERE run_id = %s",
             seconds,
             seconds,
             run.id,
@@ -174,7 +175,8 @@ def test_resend_takes_the_oldest_up_to_its_limit(run: Run) -> None:
     for n, key in enumerate(("a", "b", "c")):
         run.queued(key)
         run.sql(
-            "UPDATE dagster_taskiq_steps SET queued_at = now() - make_interval(hours => %s) WHERE run_id=%s AND step_key=%s",
+            "UPDATE dagster_taskiq_steps SET queued_at = now() - make_interval(hours => %s) "
+            "WHERE run_id = %s AND step_key = %s",
             n + 1,
             run.id,
             key,
