@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,5 @@ def bench(
     processes: services.Processes,
     scratch: Path,
     database_url: str,
-) -> Iterator[Bench]:
-    with ExitStack() as stack:
-        yield Bench(instance, queue, processes, scratch, database_url, stack)
+) -> Bench:
+    return Bench(instance, queue, processes, scratch, database_url)

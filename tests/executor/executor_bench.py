@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ class Bench:
     processes: services.Processes
     scratch: Path
     database_url: str
-    stack: ExitStack
 
     def config(self, **settings: Any) -> dict[str, Any]:
         return {"execution": {"config": {"queue": self.queue.name, **FAST, **settings}}}
@@ -35,14 +33,18 @@ class Bench:
         return self.processes.start_worker([self.queue.name], slots, **options)
 
     def run(self, name: str, **settings: Any) -> JobExecutionResult:
-        """Execute a job with this process as its run worker.  Its outputs can be read until the test ends."""
-        result = execute_job(
+        """Execute a job with this process as its run worker."""
+        return execute_job(
             reconstructable(getattr(jobs, name)),
             self.instance,
             run_config=self.config(**settings),
             raise_on_error=False,
         )
-        return self.stack.enter_context(result)
+
+    def output(self, result: JobExecutionResult, node: str) -> Any:
+        """What a step gave, read by the job's IO manager."""
+        with result as opened:
+            return opened.output_for_node(node)
 
     def create(self, name: str, **settings: Any) -> DagsterRun:
         """A run that no run worker has taken yet."""

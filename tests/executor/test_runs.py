@@ -14,7 +14,7 @@ def test_a_chain_passes_values_from_step_to_step(bench: Bench) -> None:
     bench.worker()
     result = bench.run("chain")
     assert result.success
-    assert result.output_for_node("third") == 3
+    assert bench.output(result, "third") == 3
     assert bench.rows(result.run_id) == [("one", 1, "succeeded"), ("second", 1, "succeeded"), ("third", 1, "succeeded")]
     logged = bench.logged(result.run_id)
     assert {key: telling(types) for key, types in logged.items()} == dict.fromkeys(("one", "second", "third"), ATTEMPT)
@@ -51,14 +51,14 @@ def test_fan_out_and_in(bench: Bench) -> None:
     bench.worker()
     result = bench.run("fan_out")
     assert result.success
-    assert result.output_for_node("total") == 8
+    assert bench.output(result, "total") == 8
 
 
 def test_dynamic_steps(bench: Bench) -> None:
     bench.worker()
     result = bench.run("dynamic")
     assert result.success
-    assert result.output_for_node("total") == 6
+    assert bench.output(result, "total") == 6
     assert ("plus_one[n2]", 1, "succeeded") in bench.rows(result.run_id)
 
 
@@ -75,7 +75,7 @@ def test_retry_policies_and_requested_retries(bench: Bench) -> None:
     bench.worker()
     result = bench.run("retrying")
     assert result.success
-    assert result.output_for_node("fails_once") == 1
+    assert bench.output(result, "fails_once") == 1
     assert bench.logged(result.run_id)["fails_once"].count("STEP_UP_FOR_RETRY") == 1
     assert bench.logged(result.run_id)["fails_once"].count("STEP_RESTARTED") == 1
     assert len(bench.notes("asks_for_a_retry")) == 2
