@@ -9,8 +9,8 @@
 
 #include "dtq_limits.h"
 
-#define KEEP_BODY_BYTES (256 * 1024)          /* a larger buffer is not kept between transfers */
-#define REQUEST_HEADER_BYTES_MAX (128 * 1024) /* session tokens are long */
+#define KEEP_BODY_BYTES 262144          /* a larger buffer is not kept between transfers */
+#define REQUEST_HEADER_BYTES_MAX 131072 /* session tokens are long */
 #define KEEPALIVE_S 60L
 
 const char *dtq_http_find_ca_file(const char *ca_file)

@@ -306,13 +306,12 @@ static void run_transfers(struct dtq_loop *loop)
 
 static void wait_and_dispatch(struct dtq_loop *loop, struct dtq_source *sources, uint64_t wake_ms)
 {
-    unsigned counts[DTQ_LOOP_SOURCES_MAX];
+    unsigned counts[DTQ_LOOP_SOURCES_MAX] = {0};
     unsigned total = 0, index = 0;
     uint64_t now_ms = dtq_clock_monotonic_ms();
     if (loop->next_deadline_ms < wake_ms)
         wake_ms = loop->next_deadline_ms;
     for (struct dtq_source *source = sources; source; source = source->next, index++) {
-        counts[index] = 0;
         if (source->source_class->prepare)
             counts[index] =
                 source->source_class->prepare(source, now_ms, loop->waits + total, DTQ_LOOP_FDS_MAX, &wake_ms);

@@ -132,7 +132,7 @@ enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *o
     client->region = dtq_strdup(options->region);
     if (!client->region)
         rc = dtq_error_no_memory(err);
-    if (!rc)
+    else
         rc = split_endpoint(client, options->endpoint, err);
     if (!rc)
         rc = set_http(client, options, err);

@@ -22,7 +22,8 @@ void dtq_sqs_exchange_destroy(struct dtq_sqs_exchange *exchange)
     dtq_free(exchange);
 }
 
-static enum dtq_code take_exchange(struct dtq_sqs *client, struct dtq_sqs_exchange **out, struct dtq_error *err)
+/* NULL on failure. */
+static struct dtq_sqs_exchange *take_exchange(struct dtq_sqs *client, struct dtq_error *err)
 {
     struct dtq_sqs_exchange *exchange = client->idle;
     if (exchange) {
@@ -30,14 +31,15 @@ static enum dtq_code take_exchange(struct dtq_sqs *client, struct dtq_sqs_exchan
     }
     else {
         exchange = dtq_calloc(1, sizeof *exchange);
-        if (!exchange)
-            return dtq_error_no_memory(err);
+        if (!exchange) {
+            dtq_error_no_memory(err);
+            return NULL;
+        }
         exchange->transfer.source = &client->source;
         dtq_buf_init(&exchange->authorization, AUTHORIZATION_BYTES_MAX);
-        enum dtq_code rc = dtq_http_init(&exchange->http, &client->http, &exchange->transfer, err);
-        if (rc) {
+        if (dtq_http_init(&exchange->http, &client->http, &exchange->transfer, err) != DTQ_OK) {
             dtq_free(exchange);
-            return rc;
+            return NULL;
         }
     }
     exchange->prev = NULL;
@@ -45,8 +47,7 @@ static enum dtq_code take_exchange(struct dtq_sqs *client, struct dtq_sqs_exchan
     if (client->busy)
         client->busy->prev = exchange;
     client->busy = exchange;
-    *out = exchange;
-    return DTQ_OK;
+    return exchange;
 }
 
 void dtq_sqs_exchange_end(struct dtq_sqs *client, struct dtq_sqs_exchange *exchange)
@@ -116,17 +117,16 @@ static enum dtq_code sign_and_prepare(struct dtq_sqs *client, struct dtq_sqs_exc
 
 enum dtq_code dtq_sqs_exchange_begin(struct dtq_sqs *client, struct dtq_sqs_op *op, struct dtq_error *err)
 {
-    struct dtq_sqs_exchange *exchange = NULL;
     struct dtq_creds *credentials = dtq_sqs_credentials(client);
     if (!credentials)
         return dtq_error_set(err, DTQ_CREDENTIALS, NO_CREDENTIALS);
-    enum dtq_code rc = take_exchange(client, &exchange, err);
-    if (rc) {
+    struct dtq_sqs_exchange *exchange = take_exchange(client, err);
+    if (!exchange) {
         dtq_creds_release(credentials);
-        return rc;
+        return err->code;
     }
     exchange->credentials = credentials;
-    rc = sign_and_prepare(client, exchange, op, err);
+    enum dtq_code rc = sign_and_prepare(client, exchange, op, err);
     if (!rc && curl_multi_add_handle(dtq_loop_multi(client->source.loop), exchange->http.easy) != CURLM_OK)
         rc = dtq_error_no_memory(err);
     if (rc) {

@@ -9,7 +9,7 @@
 #include "dtq_limits.h"
 #include "dtq_uri.h"
 
-#define REQUEST_BYTES_MAX (8 * DTQ_SQS_MESSAGE_BYTES_MAX) /* JSON escapes a body six-fold at worst */
+#define REQUEST_BYTES_MAX ((size_t)8 * DTQ_SQS_MESSAGE_BYTES_MAX) /* JSON escapes a body six-fold at worst */
 #define DEFAULT_TIMEOUT_MS_MAX 60000
 #define ACTION_BYTES_MAX 64
 #define QUEUE_URL_BYTES_MAX 2048
@@ -36,7 +36,8 @@ static char *join(const char *first, const char *second, size_t second_length)
     char *text = dtq_malloc(first_length + second_length + 1);
     if (text) {
         memcpy(text, first, first_length);
-        memcpy(text + first_length, second, second_length);
+        if (second_length)
+            memcpy(text + first_length, second, second_length);
         text[first_length + second_length] = '\0';
     }
     return text;

@@ -7,6 +7,8 @@
 #include "dtq_alloc.h"
 #include "dtq_json.h"
 
+#define ENTRY_BYTES 256 /* names, braces and ids around an entry's texts, generously */
+
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 static void add_string(struct dtq_buf *out, const char *key, const char *value)
@@ -51,7 +53,9 @@ static enum dtq_code check_count(size_t count, struct dtq_error *err)
     return DTQ_OK;
 }
 
-static enum dtq_code check_entries(const struct dtq_sqs_entry *entries, size_t count, struct dtq_error *err)
+/* *out: bytes of the bodies and attributes. */
+static enum dtq_code check_entries(const struct dtq_sqs_entry *entries, size_t count, size_t *out,
+                                   struct dtq_error *err)
 {
     size_t bytes = 0;
     for (size_t i = 0; i < count; i++) {
@@ -71,6 +75,7 @@ static enum dtq_code check_entries(const struct dtq_sqs_entry *entries, size_t c
     if (bytes > DTQ_SQS_MESSAGE_BYTES_MAX)
         return dtq_error_set(err, DTQ_TOO_LARGE, "the bodies and attributes of one send are %zu bytes; SQS takes %d",
                              bytes, DTQ_SQS_MESSAGE_BYTES_MAX);
+    *out = bytes;
     return DTQ_OK;
 }
 
@@ -90,11 +95,13 @@ static void add_attributes(struct dtq_buf *out, const struct dtq_sqs_entry *entr
 enum dtq_code dtq_sqs_wire_send_batch(const char *queue_url, const struct dtq_sqs_entry *entries, size_t count,
                                       struct dtq_buf *out, struct dtq_error *err)
 {
+    size_t bytes = 0;
     enum dtq_code rc = check_count(count, err);
     if (!rc)
-        rc = check_entries(entries, count, err);
+        rc = check_entries(entries, count, &bytes, err);
     if (rc)
         return rc;
+    dtq_buf_reserve(out, bytes + bytes / 4 + count * ENTRY_BYTES); /* most requests grow no further */
     open_batch(out, queue_url);
     for (size_t i = 0; i < count; i++) {
         const struct dtq_sqs_entry *entry = &entries[i];
