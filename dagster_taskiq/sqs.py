@@ -16,7 +16,14 @@ from typing import Any, Final, Generic, TypeVar, final
 from weakref import WeakKeyDictionary
 
 from dagster_taskiq._core import ERROR_TABLE, Loop, Operation, SqsClient
-from dagster_taskiq.errors import ConfigError, CoreError, CredentialsError, QueueMissingError, SqsServiceError
+from dagster_taskiq.errors import (
+    ConfigError,
+    CoreError,
+    CredentialsError,
+    DagsterTaskiqError,
+    QueueMissingError,
+    SqsServiceError,
+)
 
 T = TypeVar("T")
 
@@ -52,8 +59,8 @@ def make_client(
     """A client of ``loop``, with ``options`` as :class:`~dagster_taskiq._core.SqsClient` has them.
 
     ``credentials``: a tuple, or a function that returns one; it is called again before they expire, when an operation
-    is called or ``client.refresh_credentials()`` is.  Raises ``ConfigError`` when the region or the credentials are
-    nowhere to be found.
+    is called or ``client.refresh_credentials()`` is; what it raises becomes ``CredentialsError``.  Raises
+    ``ConfigError`` when the region or the credentials are nowhere to be found.
     """
     if endpoint is None:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_SQS") or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -62,8 +69,7 @@ def make_client(
     if credentials is None:
         credentials = find_credentials()
     if callable(credentials):
-        provider = credentials
-        client = SqsClient(loop, region=region, endpoint=endpoint, refresh=lambda: _whole(provider()), **options)
+        client = SqsClient(loop, region=region, endpoint=endpoint, refresh=_refresh(credentials), **options)
         client.refresh_credentials()
         return client
     key_id, secret, token, expires_at = _whole(credentials)
@@ -77,6 +83,21 @@ def make_client(
         expires_at=expires_at,
         **options,
     )
+
+
+def _refresh(provider: CredentialsProvider) -> Callable[[], tuple[str, str, str | None, int]]:
+    """What the client calls; whatever the provider raises becomes ``CredentialsError``."""
+
+    def ask() -> tuple[str, str, str | None, int]:
+        try:
+            found = provider()
+        except DagsterTaskiqError:
+            raise
+        except Exception as error:
+            raise CredentialsError(f"the provider of AWS credentials failed: {error}") from error
+        return _whole(found)
+
+    return ask
 
 
 def _whole(credentials: Credentials) -> tuple[str, str, str | None, int]:

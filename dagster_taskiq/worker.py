@@ -486,6 +486,8 @@ class SQSTaskIQWorker:
             try:
                 if not await self.store.heartbeat_worker(self.identity, len(self._attempts)):
                     await self._register()
+                # With all slots busy nothing else asks for newer ones, and the core hides messages with what it has.
+                await asyncio.to_thread(self.broker.client.refresh_credentials)
             except CoreError as error:
                 logger.warning("the worker's heartbeat failed: %s", error, extra=fields(worker=self.identity))
 

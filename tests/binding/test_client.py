@@ -430,6 +430,13 @@ class TestConventions:
         for given in (credentials, lambda: credentials):
             make(region="us-east-1", endpoint=sqs_endpoint, credentials=given).call("ListQueues").result()
 
+    def test_a_provider_that_fails(self, make: Callable[..., _core.SqsClient]) -> None:
+        def provider() -> tuple[str, str]:
+            raise LookupError("no role")
+
+        with pytest.raises(errors.CredentialsError, match="no role"):
+            make(region="us-east-1", credentials=provider)
+
     def test_credentials_of_the_wrong_shape(self, make: Callable[..., _core.SqsClient]) -> None:
         with pytest.raises(errors.ConfigError, match="credentials are"):
             make(region="us-east-1", credentials=("a",))
