@@ -156,23 +156,31 @@ class StepProcess:
             self.started.set_exception(WarmParentError(text))
         if self._exited.done():
             return
-        if self.pid == 0 or self._pidfd < 0:
+        if self.pid == 0:
             self._exited.set_result(Exit(None, None))
             return
-        loop = asyncio.get_running_loop()
-
-        def dead() -> None:
-            loop.remove_reader(self._pidfd)
-            if not self._exited.done():
-                self._exited.set_result(Exit(None, None))
-
-        try:
-            # The descriptor says that the leader is still this very process, so the group is its own.
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        # The leader may be dead already, and the rest of its group alive.  The group's number is not given away while
+        # it has a member, and process numbers do not come round within the moment since.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        loop = asyncio.get_running_loop()
+        if self._pidfd >= 0:
+            loop.add_reader(self._pidfd, self._on_pidfd)
+        else:
+            self._look_whether_dead(loop)
+
+    def _on_pidfd(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._exited.set_result(Exit(None, None))
+
+    def _look_whether_dead(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Where there are no process descriptors."""
+        try:
+            os.kill(self.pid, 0)
         except ProcessLookupError:
-            pass
-        loop.add_reader(self._pidfd, dead)
+            self._exited.set_result(Exit(None, None))
+        else:
+            loop.call_later(0.05, self._look_whether_dead, loop)
 
 
 class WarmParentHandle:

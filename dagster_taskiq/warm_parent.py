@@ -36,9 +36,10 @@ import socket
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from dagster_taskiq import step_process
 from dagster_taskiq.frames import FrameSocket
@@ -163,6 +164,9 @@ class WarmParent:
         self._control.send({"op": "started", "id": id_, "pid": child.pid, "pid_start": process_start(child.pid)})
 
     def _fork(self, id_: int, channel: int) -> _Child:
+        # What lies in a buffer at the fork would be written by both.
+        sys.stdout.flush()
+        sys.stderr.flush()
         parent = os.getpid()
         assert self._entry_point is not None
         pid = os.fork()
@@ -268,7 +272,7 @@ def _is_internet(descriptor: int) -> bool:
         return probe.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="python -m dagster_taskiq.warm_parent", description="Forks step processes; started by a worker."
     )
@@ -277,7 +281,17 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     os.set_inheritable(options.control, False)
     os.set_inheritable(options.board, False)
-    WarmParent(socket.socket(fileno=options.control), options.board).run()
+    status = 1
+    try:
+        WarmParent(socket.socket(fileno=options.control), options.board).run()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Threads and exit handlers of the user's modules must not keep it alive without its worker.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

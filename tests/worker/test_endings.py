@@ -79,16 +79,18 @@ def test_children_of_a_step_die_with_it(stage: Any, start_worker: Any) -> None:
 
 
 def test_a_warm_parent_that_dies(stage: Any, start_worker: Any) -> None:
-    """Its steps die with it and are failures; the next step gets a new one."""
+    """Its steps and their children die with it, and are failures; the next step gets a new one."""
     worker = start_worker()
-    stage.send("slow")
-    (_, _, _, _, pid) = stage.wait_for_note("start", "slow")
+    stage.send("family")
+    (_, _, _, _, pid) = stage.wait_for_note("start", "family")
+    child = int((stage.folder / "child").read_text())
     parent = parent_of(int(pid))
     assert parent_of(parent) == worker.pid
     os.kill(parent, signal.SIGKILL)
-    stage.wait_for_state("slow", "failed")
-    assert "warm parent" in json.loads(stage.outcome("slow").error)["message"]
+    stage.wait_for_state("family", "failed")
+    assert "warm parent" in json.loads(stage.outcome("family").error)["message"]
     assert not services.alive(int(pid))
+    services.wait_for(lambda: not services.alive(child), "the child's death")
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
     assert zombies_below(worker.pid) == []
@@ -109,6 +111,7 @@ def test_the_world_of_a_step(stage: Any, start_worker: Any, isolation: str) -> N
     assert seen["argv"][:3] == ["dagster", "api", "execute_step"]
     assert seen["cwd"] == str(Path(f"/proc/{worker.pid}/cwd").readlink())
     assert seen["leader"]
+    assert seen["application_name"] == environment["PGAPPNAME"]
     assert seen["blocked"] == []
     assert seen["children"] == "0"
     assert seen["wakeup"] == -1

@@ -25,17 +25,21 @@ HERE = Path(__file__).parent
 class Parent:
     """A warm parent process, as a worker sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
+        self.output = output
         self.board = _core.FenceBoard(2)
         ours, theirs = socket.socketpair()
         ours.settimeout(services.DEADLINE)
-        with theirs:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with theirs, output.open("wb") as stdout:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "dagster_taskiq.warm_parent"),
                     *("--control", str(theirs.fileno()), "--board", str(self.board.fileno())),
                 ],
                 stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                env=environment,
                 pass_fds=(theirs.fileno(), self.board.fileno()),
                 start_new_session=True,
             )
@@ -92,11 +96,11 @@ def instance_ref(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def make_parent() -> Iterator[Callable[[], Parent]]:
+def make_parent(tmp_path: Path) -> Iterator[Callable[[], Parent]]:
     made: list[Parent] = []
 
     def make() -> Parent:
-        made.append(Parent())
+        made.append(Parent(tmp_path / f"output-{len(made)}"))
         return made[-1]
 
     yield make
@@ -107,6 +111,17 @@ def make_parent() -> Iterator[Callable[[], Parent]]:
 def test_forks_where_it_may(make_parent: Any, instance_ref: str) -> None:
     ready = make_parent().load("worker_jobs", instance_ref)
     assert (ready["isolation"], ready["warnings"]) == ("fork", [])
+
+
+def test_what_the_import_printed_is_printed_once(make_parent: Any, instance_ref: str) -> None:
+    parent = make_parent()
+    parent.load("worker_jobs", instance_ref)
+    for number in (1, 2):
+        _, channel = parent.step(number)
+        channel.close()
+        assert parent.control.recv()["op"] == "exited"
+    parent.close()
+    assert parent.output.read_text().count("worker_jobs was imported") == 1
 
 
 def test_threads_after_the_import(make_parent: Any, instance_ref: str) -> None:

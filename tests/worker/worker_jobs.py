@@ -16,9 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from dagster import RetryPolicy, job, op
 
 import dagster_taskiq
+
+# Written once, by the process that imports this, whatever it forks later.
+sys.stdout.write("worker_jobs was imported\n")
 
 
 def folder() -> Path:
@@ -130,7 +134,13 @@ def look() -> None:
             descriptors[number] = os.readlink(f"/proc/self/fd/{number}")
         except OSError:
             continue
+    connection = psycopg2.connect(os.environ["DAGSTER_TASKIQ_DATABASE_URL"])
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW application_name")
+        (application_name,) = cursor.fetchone()
+    connection.close()
     seen: dict[str, Any] = {
+        "application_name": application_name,
         "environment": dict(os.environ),
         "argv": sys.argv,
         "cwd": os.getcwd(),
