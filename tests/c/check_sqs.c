@@ -430,7 +430,7 @@ START_TEST(one_slow_attempt_is_given_up_for_another)
     static const struct stub_answer script[] = {{.body = SENT_ONE, .hold = true}, {.body = SENT_ONE}};
     server = stub_server_start(script, 2);
     struct dtq_sqs_options options = quick_options(stub_server_url(server));
-    options.request_timeout_ms = 50;
+    options.request_timeout_ms = 200;
     snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
     make_client(&options);
     struct dtq_sqs_entry entry = {.body = dtq_slice_str("x"), .delay_s = -1};
@@ -753,6 +753,7 @@ static enum dtq_code send_over_tls(bool trusts, bool insecure)
     struct dtq_sqs_options options = quick_options(stub_server_url(server));
     options.ca_file = trusts ? path : NULL;
     options.insecure = insecure;
+    options.connect_timeout_ms = 60000; /* a checker slows the handshake down */
     snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
     make_client(&options);
     struct dtq_sqs_op *op = send_text("x");
