@@ -6,8 +6,8 @@
  * that does not answer, though; when the time is over, PQconnectdbParams is tried, which walks over all addresses and
  * hosts with a time limit for each.  Both may block in getaddrinfo: that is why this is a thread of its own.
  *
- * The thread is detached.  An owner that no longer wants the connection only says so: it could not interrupt
- * getaddrinfo, and must not wait for it.
+ * An owner that no longer wants the connection detaches the thread: it could not interrupt getaddrinfo, and must not
+ * wait for it.
  */
 #include "dtq_pg.h"
 
@@ -27,6 +27,7 @@
 
 struct dtq_pg_dial {
     pthread_mutex_t lock;
+    pthread_t thread;      /* the owner's: joined when it has ended, detached when it is abandoned */
     struct dtq_loop *loop; /* borrowed while wanted */
     char *url;
     char *application_name; /* NULL: by default */
@@ -256,18 +257,13 @@ static void *dial_main(void *argument)
 
 /* ---- its owner --------------------------------------------------------------------------------------------------- */
 
-static int start_detached(void *(*main)(void *), void *argument)
+static int start_thread(struct dtq_pg_dial *dial)
 {
-    pthread_t thread;
-    pthread_attr_t attributes;
     sigset_t all, before;
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&thread, &attributes, main, argument);
+    int failed = pthread_create(&dial->thread, NULL, dial_main, dial);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     return failed;
 }
 
@@ -289,7 +285,7 @@ enum dtq_code dtq_pg_dial(struct dtq_loop *loop, const char *url, const char *ap
         rc = dtq_error_no_memory(err);
         goto cleanup;
     }
-    int failed = start_detached(dial_main, dial);
+    int failed = start_thread(dial);
     if (failed) {
         rc = dtq_error_set_errno(err, failed, "the thread that connects to PostgreSQL could not be started");
         goto cleanup;
@@ -308,6 +304,7 @@ bool dtq_pg_dial_take(struct dtq_pg_dial *dial, PGconn **conn, struct dtq_error 
     pthread_mutex_unlock(&dial->lock);
     if (!ended)
         return false;
+    pthread_join(dial->thread, NULL); /* all it had left to do was to return */
     *conn = dial->conn;
     *err = dial->error;
     dial->conn = NULL;
@@ -319,10 +316,15 @@ void dtq_pg_dial_abandon(struct dtq_pg_dial *dial)
 {
     if (!dial)
         return;
+    pthread_t thread = dial->thread;
     pthread_mutex_lock(&dial->lock);
     bool ended = dial->ended;
     dial->wanted = false;
     pthread_mutex_unlock(&dial->lock);
-    if (ended)
+    if (ended) {
+        pthread_join(thread, NULL);
         free_dial(dial);
+    }
+    else
+        pthread_detach(thread); /* dial may be gone by now */
 }

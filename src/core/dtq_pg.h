@@ -27,8 +27,8 @@ struct dtq_pg_dial;
 enum dtq_code dtq_pg_check_url(const char *url, struct dtq_error *err) DTQ_MUST_CHECK;
 
 /* Begin to connect.  application_name NULL: "dagster-taskiq" unless the URL or PGAPPNAME names one; else it wins over
- * both.  What the URL does not set is set so that a dead peer is noticed within seconds, GSS encryption is off, and only
- * a server that takes writes is accepted.  loop is woken when the attempt has ended. */
+ * both.  What the URL does not set is set so that a dead peer is noticed within seconds, GSS encryption is off, and
+ * only a server that takes writes is accepted.  loop is woken when the attempt has ended. */
 enum dtq_code dtq_pg_dial(struct dtq_loop *loop, const char *url, const char *application_name, int timeout_ms,
                           struct dtq_pg_dial **out, struct dtq_error *err) DTQ_MUST_CHECK;
 

@@ -6,8 +6,9 @@
  * Ownership: the store is a source of its loop and is destroyed with it.  Constructors copy all arguments.
  * Thread: dtq_store_* from any thread; results may be read once the operation is done, and live as long as it does.
  * Connection: one, in pipeline mode, opened at the first operation, reopened with backoff and full jitter as long as
- * there is work or a channel to listen to.  Connecting, name resolution included, happens outside the I/O thread.  Every
- * move may be sent again after a lost connection: each is written so that the second time gives the first one's answer.
+ * there is work or a channel to listen to.  Connecting, name resolution included, happens outside the I/O thread.
+ * Every move may be sent again after a lost connection: each is written so that the second time gives the first one's
+ * answer.
  * Operations wait for a connection until their deadline; a refusal (password, no such database) ends them at once.
  * An operation that is past its deadline and holds up the pipeline takes the connection with it after some seconds.
  * Failure: DTQ_PG_*; error.sqlstate holds PostgreSQL's code.
@@ -39,8 +40,8 @@ enum dtq_code dtq_store_new(struct dtq_loop *loop, const struct dtq_store_option
                             struct dtq_error *err) DTQ_MUST_CHECK;
 struct dtq_source *dtq_store_source(struct dtq_store *store);
 
-/* LISTEN on channel now and after every reconnect; each notification is a DTQ_EVENT_NOTIFICATION.  The operation is done
- * once PostgreSQL has confirmed; one that is cancelled before may listen all the same. */
+/* LISTEN on channel now and after every reconnect; each notification is a DTQ_EVENT_NOTIFICATION.  The operation is
+ * done once PostgreSQL has confirmed; one that is cancelled before may listen all the same. */
 struct dtq_store_op *dtq_store_listen(struct dtq_store *store, const char *channel, int timeout_ms,
                                       struct dtq_error *err);
 struct dtq_store_op *dtq_store_unlisten(struct dtq_store *store, const char *channel, int timeout_ms,

@@ -7,6 +7,7 @@
 
 #include <check.h>
 
+#include "check_alloc.h"
 #include "dtq_beat.h"
 #include "dtq_clock.h"
 #include "store_fixture.h"
@@ -254,6 +255,24 @@ START_TEST(bad_entries_are_refused)
 }
 END_TEST
 
+static enum dtq_code add_and_remove(void *context)
+{
+    (void)context;
+    struct dtq_beat_entry given = entry();
+    given.heartbeat_s = 1000; /* no beat meanwhile */
+    err.code = DTQ_OK;
+    enum dtq_code rc = dtq_beat_add(beat, &given, &err);
+    dtq_beat_remove(beat, generation);
+    return rc;
+}
+
+START_TEST(memory_may_be_short)
+{
+    make_beat(NULL);
+    run_with_failing_allocations(add_and_remove, NULL);
+}
+END_TEST
+
 /* ---- visibilities ------------------------------------------------------------------------------------------------ */
 
 static struct dtq_sqs *open_sqs(struct stub_server *server)
@@ -394,11 +413,11 @@ END_TEST
 Suite *beat_suite(void)
 {
     Suite *suite = suite_create("beat");
-    TCase *tcase = tcase_create("beat");
     if (!sf_database_url()) {
         fprintf(stderr, "\n*** DTQ_TEST_DATABASE_URL is not set: the heartbeat is NOT tested ***\n\n");
         return suite;
     }
+    TCase *tcase = tcase_create("beat");
     tcase_set_timeout(tcase, 120);
     tcase_add_unchecked_fixture(tcase, sf_migrate, NULL);
     tcase_add_checked_fixture(tcase, set_up, tear_down);
@@ -414,6 +433,7 @@ Suite *beat_suite(void)
     tcase_add_test(tcase, twelve_hours_end_the_hiding);
     tcase_add_test(tcase, a_forgotten_message_is_not_hidden_any_more);
     tcase_add_test(tcase, more_than_ten_messages_take_several_requests);
+    tcase_add_test(tcase, memory_may_be_short);
     suite_add_tcase(suite, tcase);
     return suite;
 }

@@ -12,6 +12,7 @@
 
 #include <check.h>
 
+#include "check_alloc.h"
 #include "dtq_clock.h"
 #include "dtq_fence.h"
 
@@ -298,6 +299,22 @@ START_TEST(a_parent_that_is_gone_is_noticed)
 }
 END_TEST
 
+static enum dtq_code make_board(void *context)
+{
+    (void)context;
+    struct dtq_error err = {0};
+    struct dtq_fence_board *made = NULL;
+    enum dtq_code rc = dtq_fence_board_new(2, &made, &err);
+    dtq_fence_board_destroy(made);
+    return rc;
+}
+
+START_TEST(memory_may_be_short)
+{
+    run_with_failing_allocations(make_board, NULL);
+}
+END_TEST
+
 Suite *fence_suite(void)
 {
     Suite *suite = suite_create("fence");
@@ -317,6 +334,7 @@ Suite *fence_suite(void)
     tcase_add_test(tcase, a_fork_of_the_step_process_is_not_fenced);
     tcase_add_test(tcase, dies_with_its_parent);
     tcase_add_test(tcase, a_parent_that_is_gone_is_noticed);
+    tcase_add_test(tcase, memory_may_be_short);
     suite_add_tcase(suite, tcase);
     return suite;
 }

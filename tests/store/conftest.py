@@ -94,9 +94,15 @@ class Run:
         return self.claim_operation(key, attempt, store, **change).result()
 
     def claim_operation(self, key: str = "a", attempt: int = 1, store: IdempotencyStore | None = None, **change: Any):
-        given: dict[str, Any] = dict(
-            owner="w1", nonce=uuid.uuid4().hex, ttl=TTL, host="h", boot_id="b", delivery_id="m", deliveries=1
-        )
+        given: dict[str, Any] = {
+            "owner": "w1",
+            "nonce": uuid.uuid4().hex,
+            "ttl": TTL,
+            "host": "h",
+            "boot_id": "b",
+            "delivery_id": "m",
+            "deliveries": 1,
+        }
         return (store or self.store).claim(self.id, key, attempt, **(given | change))
 
     def claimed(self, key: str = "a", attempt: int = 1) -> int:
@@ -110,7 +116,7 @@ class Run:
         assert self.store.start(self.id, key, attempt, generation, pid=42, pid_start="7").result()
         return generation
 
-    def ended(self, state: str, key: str = "a") -> int:
+    def ended(self, state: Any, key: str = "a") -> int:
         """An attempt in a terminal state."""
         generation = self.started(key)
         if state == "lost":
@@ -118,7 +124,7 @@ class Run:
         else:
             if state == "cancelled":
                 assert self.store.request_cancel(self.id, self.generation).result()
-            assert self.store.complete(self.id, key, 1, generation, state, events="[]").result()  # type: ignore[arg-type]
+            assert self.store.complete(self.id, key, 1, generation, state, events="[]").result()
         return generation
 
     def expire(self, key: str = "a", attempt: int = 1) -> None:

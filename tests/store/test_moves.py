@@ -421,8 +421,9 @@ def test_terminal_rows_never_change(run: Run, state: str) -> None:
     run.claim()
     store.start(run.id, "a", 1, generation, pid=1).result()
     store.renew([(run.id, "a", 1, generation)], [TTL]).result()
-    for other in ("succeeded", "failed", "cancelled"):
-        assert store.complete(run.id, "a", 1, generation, other, reason="x").result() is (other == state)  # type: ignore[arg-type]
+    others: tuple[Any, ...] = ("succeeded", "failed", "cancelled")
+    for other in others:
+        assert store.complete(run.id, "a", 1, generation, other, reason="x").result() is (other == state)
     store.hand_back(run.id, "a", 1, generation).result()
     assert store.mark_lost(run.id, "a", 1, generation, "x").result() is (state == "lost")
     store.cancel_queued(run.id, run.generation, keys).result()
