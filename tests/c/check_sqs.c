@@ -20,9 +20,9 @@
 #include "stub_server.h"
 
 #define EMPTY_HANDED "{\"Messages\":[]}"
-#define ONE_MESSAGE                                                                                                     \
-    "{\"Messages\":[{\"MessageId\":\"m1\",\"ReceiptHandle\":\"h1\",\"MD5OfBody\":\"900150983cd24fb0d6963f7d28e17f72\"," \
-    "\"Body\":\"abc\"}]}"
+#define ONE_MESSAGE                                                                                                    \
+    "{\"Messages\":[{\"MessageId\":\"m1\",\"ReceiptHandle\":\"h1\","                                                   \
+    "\"MD5OfBody\":\"900150983cd24fb0d6963f7d28e17f72\",\"Body\":\"abc\"}]}"
 #define SENT_ONE "{\"Successful\":[{\"Id\":\"0\",\"MessageId\":\"m1\"}]}"
 #define DONE_ONE "{\"Successful\":[{\"Id\":\"0\"}]}"
 #define REFUSED(type) "{\"__type\":\"com.amazonaws.sqs#" type "\",\"message\":\"said so\"}"
