@@ -23,8 +23,8 @@ def moves_beside_the_sql() -> set[tuple[str, str, str]]:
 
 def moves_in_the_documentation() -> set[tuple[str, str, str]]:
     text = (ROOT / "docs/internals/protocol.md").read_text()
-    row = re.compile(rf"^\| (–|{STATES}) \| ({STATES})¹? \| `(\w+)` \|", re.MULTILINE)
-    return {(source.replace("–", "-"), target, statement) for source, target, statement in row.findall(text)}
+    row = re.compile(rf"^\| (none|{STATES}) \| ({STATES})¹? \| `(\w+)` \|", re.MULTILINE)
+    return {(source.replace("none", "-"), target, statement) for source, target, statement in row.findall(text)}
 
 
 def test_the_tables_agree() -> None:
