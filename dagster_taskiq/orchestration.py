@@ -460,12 +460,16 @@ class RunOrchestration:
             self._active.retry_state.mark_attempt(step_key)
 
     def _replay_skips(self, logged: Mapping[str, _dagster.LoggedStep]) -> Iterator[DagsterEvent]:
-        for step in self._active.get_steps_to_skip():
-            before = logged.get(step.key)
-            if before is None or before.final is None:
-                yield _dagster.step_skipped_event(self._context.for_step(step))
-            self._active.mark_skipped(step.key)
-        yield from self._active.plan_events_iterator(self._context)
+        """Skip what has to be skipped, without a second event, and leave out what follows a failure."""
+        while steps := self._active.get_steps_to_skip():
+            for step in steps:
+                before = logged.get(step.key)
+                if before is None or before.final is None:
+                    yield _dagster.step_skipped_event(self._context.for_step(step))
+                self._active.mark_skipped(step.key)
+        while steps := self._active.get_steps_to_abandon():
+            for step in steps:
+                self._active.mark_abandoned(step.key)
 
 
 def _story(outcome: Any) -> str:

@@ -187,22 +187,63 @@ def waiting_crowd() -> None:
     later([waits_too.alias(f"waits_{number}")() for number in range(4)])
 
 
-@op(pool="narrow")
-def in_pool() -> None:
-    busy = Path(os.environ[SCRATCH]) / "busy"
+@op(retry_policy=RetryPolicy(max_retries=1, delay=0.5))
+def fails_once_slowly(context: OpExecutionContext) -> int:
+    note("fails_once_slowly")
+    if context.retry_number == 0:
+        raise Failure("the first time")
+    return context.retry_number
+
+
+@job(executor_def=taskiq_executor)
+def mixed() -> None:
+    """A bit of everything, and one step that the test holds up."""
+    left, right = either()
+    plus_one.alias("taken")(left)
+    plus_one.alias("after_skipped")(plus_one.alias("skipped")(right))
+    fails_once_slowly()
+    plus_one.alias("never")(breaks())
+    total([total.alias("collected")(numbers().map(plus_one.alias("mapped")).collect()), waits()])
+
+
+def be_alone(name: str) -> None:
+    """Fail when another step does this under the same name at the same time."""
+    busy = Path(os.environ[SCRATCH]) / f"{name}.busy"
     os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
     time.sleep(0.1)
     busy.unlink()
-    note("in_pool")
+    note(name)
+
+
+@op(pool="narrow")
+def in_pool() -> None:
+    be_alone("in_pool")
 
 
 @op(tags={"kind": "lonely"})
 def lonely() -> None:
-    busy = Path(os.environ[SCRATCH]) / "busy"
-    os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
-    time.sleep(0.1)
-    busy.unlink()
-    note("lonely")
+    be_alone("lonely")
+
+
+@job(executor_def=taskiq_executor)
+def limited() -> None:
+    """All kinds of limits, and one step that the test holds up."""
+    waits()
+    for number in range(3):
+        in_pool.alias(f"in_pool_{number}")()
+        lonely.alias(f"lonely_{number}")()
+
+
+@op(retry_policy=RetryPolicy(max_retries=1, delay=6))
+def retries_late(context: OpExecutionContext) -> None:
+    note("retries_late")
+    if context.retry_number == 0:
+        raise Failure("the first time")
+
+
+@job(executor_def=taskiq_executor)
+def slow_retry() -> None:
+    retries_late()
 
 
 @job(executor_def=taskiq_executor)

@@ -111,3 +111,64 @@ def test_a_run_worker_that_is_superseded_leaves_without_a_word(bench: Bench) -> 
     second.wait()
     assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
     assert len(bench.notes("waits")) == 1
+
+
+def test_a_resumed_run_knows_retries_skips_failures_and_mapped_steps(bench: Bench) -> None:
+    bench.worker(slots=3)
+    run = bench.create("mixed")
+    first = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    sql = "SELECT count(*) FROM dagster_taskiq_steps WHERE state IN ('queued', 'claimed')"
+    done = "SELECT 1 FROM dagster_taskiq_steps WHERE step_key = %s AND state = 'succeeded'"
+    for step_key in ("collected", "taken"):
+        services.wait_for_rows(bench.database_url, done, [step_key])
+    services.wait_for(lambda: services.rows(bench.database_url, sql) == [(1,)], "one step in flight")
+    first.kill()
+    second = bench.run_worker(run, resume=True)
+    second.wait_for_log("Taking the run over")
+    bench.let_go()
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value, second.output
+    logged = bench.logged(run.run_id)
+    assert logged["skipped"] == logged["after_skipped"] == ["STEP_SKIPPED"]
+    assert telling(logged["total"])[-1] == "SUCCESS"
+    assert telling(logged["waits"]).count("START") == 1
+    assert telling(logged["breaks"]).count("FAILURE") == 1
+    assert "never" not in logged
+    assert all(types.count("STEP_SUCCESS") <= 1 for types in logged.values())
+    assert [row for row in bench.rows(run.run_id) if row[0] == "fails_once_slowly"] == [
+        ("fails_once_slowly", 1, "failed"),
+        ("fails_once_slowly", 2, "succeeded"),
+    ]
+
+
+def test_a_resumed_run_waits_out_the_delay_of_a_retry(bench: Bench) -> None:
+    worker = bench.worker(slots=1)
+    run = bench.create("slow_retry")
+    first = bench.run_worker(run)
+    services.wait_for(
+        lambda: "STEP_UP_FOR_RETRY" in bench.logged(run.run_id).get("retries_late", []), "the retry event"
+    )
+    first.kill()
+    second = bench.run_worker(run, resume=True)
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    assert len(bench.notes("retries_late")) == 2
+    assert "retries_late" in worker.output
+
+
+def test_limits_hold_in_a_resumed_run(bench: Bench) -> None:
+    bench.instance.event_log_storage.set_concurrency_slots("narrow", 1)
+    bench.worker(slots=3)
+    limits = [{"key": "kind", "value": "lonely", "limit": 1}]
+    run = bench.create("limited", max_concurrent=3, tag_concurrency_limits=limits)
+    first = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    first.kill()
+    bench.let_go()
+    second = bench.run_worker(run, resume=True)
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    assert len(bench.notes("in_pool")) == 3
+    assert len(bench.notes("lonely")) == 3
+    assert bench.instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
