@@ -216,19 +216,18 @@ class Attempt:
 
     async def _prepare(self) -> StepProcess:
         task = self._task
-        stored = await self._unless_interrupted(self._persist(lambda: self._host.parts(task.digests)))
+        stored = await self._unless_interrupted(lambda: self._persist(lambda: self._host.parts(task.digests)))
         self._step_args = step_args(task, stored)
         job_origin, instance_ref = (part_text(task, name, stored) for name in (JOB_ORIGIN, INSTANCE_REF))
-        parent = await self._unless_interrupted(self._host.parents.get(task.code_location, job_origin, instance_ref))
-        if self._interrupt.is_set():
-            raise _Interrupted
-        return await parent.start_step(self.generation)
+        parents = self._host.parents
+        parent = await self._unless_interrupted(lambda: parents.get(task.code_location, job_origin, instance_ref))
+        return await self._unless_interrupted(lambda: parent.start_step(self.generation))
 
     async def _start(self, step: StepProcess) -> bool:
         """Set started_at, which is also the last check that the claim is ours."""
-        store = self._host.store
+        start = self._host.store.start
         return await self._unless_interrupted(
-            self._persist(lambda: store.start(*self.key, self.generation, pid=step.pid, pid_start=step.pid_start))
+            lambda: self._persist(lambda: start(*self.key, self.generation, pid=step.pid, pid_start=step.pid_start))
         )
 
     async def _run_step(self, step: StepProcess) -> Exit:
@@ -355,9 +354,11 @@ class Attempt:
             await asyncio.sleep(random.uniform(0, delay))
             delay = min(delay * 2, 5.0)
 
-    async def _unless_interrupted(self, work: Awaitable[T]) -> T:
+    async def _unless_interrupted(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of ``work``, or ``_Interrupted`` as soon as the attempt must not start."""
-        doing = asyncio.ensure_future(work)
+        if self._interrupt.is_set():
+            raise _Interrupted
+        doing = asyncio.ensure_future(work())
         waiting = asyncio.ensure_future(self._interrupt.wait())
         try:
             await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -134,7 +134,6 @@ class SQSBroker(AsyncBroker):
         self._closing = asyncio.Event()
         if self.is_worker_process:
             self._wake_on_signals()
-        await self.queue_url()
 
     async def shutdown(self) -> None:
         """Wait for the long poll to end and hand back what it brings (TaskIQ's CLI allows 5 s: ``--shutdown-timeout

@@ -31,6 +31,9 @@ from dagster_taskiq.logs import fields
 
 logger = logging.getLogger(__name__)
 
+START_TIMEOUT = 60.0
+"""Seconds for a fork; a warm parent that takes longer hangs, and is killed."""
+
 EVENTS_BYTES_MAX = 1024 * 1024
 """Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's
 log.
@@ -237,7 +240,12 @@ class WarmParentHandle:
         try:
             with theirs:
                 await self._send({"op": "step", "id": id_}, theirs.fileno())
-            await step.started
+            await asyncio.wait_for(asyncio.shield(step.started), START_TIMEOUT)
+        except asyncio.TimeoutError:
+            if self._process is not None:
+                self._process.kill()
+            ours.close()
+            raise WarmParentError(f"the warm parent has not answered within {START_TIMEOUT:g} s") from None
         except BaseException:
             if not step.pid:
                 self._steps.pop(id_, None)

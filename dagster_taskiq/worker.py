@@ -28,7 +28,7 @@ from dagster_taskiq import _bridge, _core, migrations, sqs
 from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings, margin_of
-from dagster_taskiq.errors import ConfigError, CoreError, PayloadError
+from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
@@ -142,6 +142,7 @@ class SQSTaskIQWorker:
         self.parents = WarmParents(self.board, isolation=self._isolation)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
+            await self._check_queues()
             await self.store.listen(worker_channel(self.identity))
             await self._register()
             logger.info(
@@ -176,6 +177,19 @@ class SQSTaskIQWorker:
         if self._stopping.is_set():
             self._hurrying.set()
         self._stopping.set()
+
+    async def _check_queues(self) -> None:
+        """A queue that is missing at the start is a mistake; SQS that is away will come back."""
+        for queue in self.queues:
+            try:
+                await self.broker.queue_url(queue)
+            except QueueMissingError as error:
+                raise ConfigError(
+                    f"there is no queue {queue!r} in this region and account; make it with:"
+                    f" dagster-taskiq queue create {queue}"
+                ) from error
+            except CoreError as error:
+                logger.warning("SQS does not answer yet: %s", error, extra=fields(queue=queue))
 
     async def _drain(self) -> None:
         logger.info(

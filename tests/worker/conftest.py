@@ -51,7 +51,13 @@ class Stage:
         self.instance.dispose()
 
     def message(
-        self, step_key: str, attempt: int = 1, *, signing_key: str | None = None, lease: float = LEASE
+        self,
+        step_key: str,
+        attempt: int = 1,
+        *,
+        signing_key: str | None = None,
+        lease: float = LEASE,
+        visibility: int = 30,
     ) -> bytes:
         """The message of an attempt; its parts are stored."""
         from dagster_taskiq import payload
@@ -76,7 +82,7 @@ class Stage:
             code_location="",
             lease_ttl=lease,
             heartbeat=HEARTBEAT,
-            visibility=30,
+            visibility=visibility,
             sent_at=time.time(),
             retry_mode="DEFERRED",
             parts=parts,

@@ -139,3 +139,28 @@ def test_several_queues(stage: Any, start_worker: Any, make_queue: Any) -> None:
         queue.call("SendMessage", MessageBody=stage.message(key).decode())
     for key in ("quick", "other"):
         stage.wait_for_state(key, "succeeded")
+
+
+def test_a_running_step_keeps_its_message_hidden(stage: Any, start_worker: Any) -> None:
+    """For longer than the visibility timeout, and its lease for longer than the ttl."""
+    timing = {"visibility_timeout": 3, "heartbeat_interval": 0.5, "lease_ttl": 20.0}
+    worker = start_worker(config={"database_url": stage.database_url, **timing})
+    stage.enqueue("slow")
+    stage.post(stage.message("slow", lease=4.0, visibility=3))
+    stage.wait_for_note("start", "slow")
+    services.wait_for_rows(
+        stage.database_url,
+        "SELECT 1 FROM dagster_taskiq_steps WHERE state = 'claimed' AND claimed_at < now() - interval '8 s'",
+    )
+    assert stage.queue.counts() == (0, 1)
+    assert "another claim" not in worker.output
+    stage.release()
+    stage.wait_for_state("slow", "succeeded")
+    stage.wait_for_messages(0, 0)
+
+
+def test_a_missing_queue_is_named(stage: Any, start_worker: Any) -> None:
+    worker = start_worker(queues=["no-such-queue"], wait=False)
+    assert worker.wait() != 0
+    assert "no-such-queue" in worker.output
+    assert "Traceback" not in worker.output

@@ -72,6 +72,33 @@ def test_a_stopped_worker_does_not_outlive_its_lease(stage: Any, start_worker: A
     stage.wait_for_state("quick", "succeeded")
 
 
+def test_orders_before_the_start(stage: Any, start_worker: Any) -> None:
+    """While no step process can be made, a cancelled attempt ends and a drained one is handed back."""
+    worker = start_worker()
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    (parent,) = services.descendants(worker.pid)
+    os.kill(parent, signal.SIGSTOP)
+    try:
+        stage.send("slow")
+        stage.wait_for_state("slow", "claimed")
+        stage.store.request_cancel(stage.run_id, stage.generation, [("slow", 1)]).result(10)
+        stage.wait_for_state("slow", "cancelled")
+        stage.send("other")
+        stage.wait_for_state("other", "claimed")
+        worker.send(signal.SIGTERM)
+        row = stage.wait_for_state("other", "queued")
+        assert row.started_at is None
+        services.wait_for(lambda: stage.queue.counts() == (1, 0), "the message to be visible")
+        worker.send(signal.SIGTERM)
+        worker.wait()
+    finally:
+        if services.alive(parent):
+            os.kill(parent, signal.SIGCONT)
+    assert stage.starts("slow") == 0
+    assert stage.starts("other") == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drain_lets_a_step_end(stage: Any, start_worker: Any, number: signal.Signals) -> None:
     worker = start_worker(slots=1)
