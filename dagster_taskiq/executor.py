@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import dagster
 from dagster import (
     DagsterEvent,
     Executor,
@@ -21,6 +22,12 @@ from dagster import (
 
 from dagster_taskiq import _dagster
 from dagster_taskiq.config import Settings, executor_config_schema
+from dagster_taskiq.version import __version__
+
+# Shown with Dagster's own versions; public in later ones only.
+_registry = getattr(dagster, "DagsterLibraryRegistry", None)
+if _registry is not None:
+    _registry.register("dagster-taskiq", __version__, is_dagster_package=False)
 
 
 class TaskIQExecutor(Executor):
