@@ -1,6 +1,4 @@
-"""Jobs of the end-to-end tests, as a code location of its own."""
-
-from __future__ import annotations
+"""Jobs of the end-to-end tests, as a code location of its own.  Dagster reads the annotations: none is postponed."""
 
 import os
 import time

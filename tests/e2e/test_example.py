@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import services
 from dagster import DagsterInstance, RunsFilter
 
@@ -52,6 +53,7 @@ def outputs(home: Path, run_id: str) -> dict[str, Any]:
     return {str(path.relative_to(folder)): pickle.loads(path.read_bytes()) for path in files}
 
 
+@pytest.mark.timeout(900)
 def test_same_result_and_events(
     dagster_home: Path,
     database_url: str,

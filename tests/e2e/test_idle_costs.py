@@ -73,6 +73,7 @@ def test_waiting_sends_no_more_than_the_heartbeats(
     assert polls <= beats * HEARTBEAT / LONG_POLL + 2
     assert sent_by_worker.total() <= beats, sent_by_worker
     assert (after[1] - before[1]).total() <= beats, after[1] - before[1]
-    # The worker's own row has a heartbeat, too.
+    # A visit of the worker renews its leases and, now and then, its own row; one of the run worker renews its lease,
+    # looks for leases that ran out and for outcomes of which it was not told.  Its pauses are up to a fifth shorter.
     assert sql_after[0] - sql_before[0] <= 2 * beats
-    assert sql_after[1] - sql_before[1] <= 2 * beats
+    assert sql_after[1] - sql_before[1] <= 3 * (beats / 0.8 + 1)
