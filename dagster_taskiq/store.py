@@ -341,11 +341,12 @@ class IdempotencyStore:
         return self._run("steps", _rows(StepRow), run_id)
 
     def end_backends(self, application_name: str, timeout: float) -> _core.Operation[int]:
-        """End every PostgreSQL backend of that ``application_name`` on the store's server and wait until each is
-        gone, up to ``timeout`` seconds for each.  How many are left: 0 means that no statement of theirs can commit
-        any more.
+        """End every PostgreSQL backend of that ``application_name`` on the store's server, in all its databases, and
+        wait until each is gone, up to ``timeout`` seconds for each.  How many are left: 0 means that no statement of
+        theirs can commit any more.
 
-        Sees the backends of its own role only (PostgreSQL hides the names of others'); a superuser sees all."""
+        Ends those that the store's role may end (its own role's, or with ``pg_signal_backend`` those of any role that
+        is no superuser); others are counted as left."""
         return self._run("end_backends", _value, application_name, round(timeout * 1000), timeout=timeout + 30.0)
 
     # ---- the worker's moves -----------------------------------------------------------------------------------------

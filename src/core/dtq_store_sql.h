@@ -184,7 +184,10 @@ static const struct dtq_statement statements[] = {
 
     /* run_id, generation, nonce, step keys, attempts, queues */
     {"enqueue", "titTIT", "ti",
-     "WITH run AS (SELECT r.run_id FROM dagster_taskiq_runs r "
+     /* One at a time for each run: of two that insert the same row at once the second would meet it in the index of
+      * live attempts before it meets it in the primary key, which is the only one that ON CONFLICT looks after. */
+     "WITH run AS (SELECT r.run_id, pg_advisory_xact_lock(hashtextextended('dagster_taskiq ' || r.run_id, 0))::text "
+     "FROM dagster_taskiq_runs r "
      "WHERE r.run_id = $1::text AND r.generation = $2::bigint AND r.state = 'active' FOR SHARE) "
      "INSERT INTO dagster_taskiq_steps AS s (run_id, step_key, attempt, queue, enqueued_by) "
      "SELECT DISTINCT ON (n.step_key, n.attempt) run.run_id, n.step_key, n.attempt, n.queue, $3::text FROM run, "
@@ -271,12 +274,16 @@ static const struct dtq_statement statements[] = {
 
     /* application_name, timeout ms for each -> how many are still there */
     {"end_backends", "ti", "i",
-     /* The list of backends is kept for the length of a transaction: the count needs a new one, after the waits. */
+     /* The list of backends is kept for the length of a transaction: the count needs a new one, after the waits.
+      * Those that this role may not end are left out, for the whole statement would fail, and are counted. */
      "SELECT (SELECT count(*) FROM pg_stat_get_activity(NULL) a "
      "WHERE a.application_name = $1::text AND a.pid <> pg_backend_pid() AND ended.fresh IS NOT NULL) "
-     "FROM (SELECT pg_stat_clear_snapshot()::text AS fresh FROM (SELECT count(pg_terminate_backend(b.pid, "
-     "greatest($2::bigint, 1))) AS told FROM pg_stat_get_activity(NULL) b "
-     "WHERE b.application_name = $1::text AND b.pid <> pg_backend_pid()) asked "
+     "FROM (SELECT pg_stat_clear_snapshot()::text AS fresh "
+     "FROM (SELECT count(pg_terminate_backend(b.pid, greatest($2::bigint, 1))) AS told "
+     "FROM pg_stat_get_activity(NULL) b JOIN pg_roles role ON role.oid = b.usesysid "
+     "WHERE b.application_name = $1::text AND b.pid <> pg_backend_pid() "
+     "AND (current_setting('is_superuser') = 'on' OR NOT role.rolsuper "
+     "AND (pg_has_role(b.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')))) asked "
      "WHERE asked.told >= 0 OFFSET 0) ended"},
 
     /* ---- the worker's moves -------------------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 import pytest
@@ -601,6 +602,26 @@ def test_prune(open_store: Callable[..., IdempotencyStore], empty_database: Call
     assert pruned() == (1, 0, 0)
     assert sql("SELECT count(*) FROM dagster_taskiq_steps") == [(0,)]
     sql.connection.close()
+
+
+def test_an_ordinary_role_ends_its_own_backends(
+    url: str, sql: Sql, open_store: Callable[..., IdempotencyStore]
+) -> None:
+    role, name = "role_" + uuid.uuid4().hex[:8], "dagster-taskiq:" + uuid.uuid4().hex[:8]
+    sql(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+    parts = urlsplit(url)
+    own = urlunsplit(parts._replace(netloc=f"{role}:p@{parts.hostname}:{parts.port}"))
+    victim = psycopg2.connect(own, application_name=name)
+    stranger = psycopg2.connect(url, application_name=name)
+    store = open_store(url=own)
+    assert store.end_backends(name, 10.0).result() == 1
+    pids = [victim.info.backend_pid, stranger.info.backend_pid]
+    # A superuser's backend is counted, not ended.
+    assert sql("SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s)", pids) == [(pids[1],)]
+    victim.close()
+    stranger.close()
+    store.loop_of_test.close()  # type: ignore[attr-defined]
+    sql(f"DROP ROLE {role}")
 
 
 def test_end_backends_waits_until_they_are_gone(store: IdempotencyStore, url: str, sql: Sql) -> None:
