@@ -26,8 +26,13 @@ from typing import Any, Final, Protocol
 
 from dagster_taskiq._core import Event, Loop, Operation, SqsClient
 from dagster_taskiq.config import Settings
-from dagster_taskiq.errors import DagsterTaskiqError, OperationTimeoutError, StoreError
-from dagster_taskiq.sqs import resolve_queue_url
+from dagster_taskiq.errors import (
+    ConfigError,
+    DagsterTaskiqError,
+    OperationTimeoutError,
+    QueueMissingError,
+    StoreError,
+)
 from dagster_taskiq.store import (
     TERMINAL_STATES,
     IdempotencyStore,
@@ -165,11 +170,14 @@ class _Queue:
     """What is known of a queue that this run uses."""
 
     name: str
-    url: str
+    url: str | None
+    """None while its name is being looked up."""
     next_look: float
     pause: float
     warned: bool = False
     looking: bool = False
+    unsent: list[list[tuple[Key, bytes]]] = field(default_factory=list)
+    """What waits for the URL."""
 
 
 @dataclass(order=True, slots=True)
@@ -335,7 +343,7 @@ class RunCoordinator:
             if self._flights.pop(key, None) is not None:
                 self._notices.append(Refused(*key))
 
-        self._then(lambda: self._store.renew_run(self.run_id, self.generation, self.settings.lease_ttl), known)
+        self._then(self._renewal, known)
 
     def _send_again(self, keys: Iterable[Key]) -> None:
         """One more message for rows that are there."""
@@ -367,7 +375,10 @@ class RunCoordinator:
                 self._send_chunk(self._queue(queue), chunk, 0)
 
     def _send_chunk(self, queue: _Queue, chunk: list[tuple[Key, bytes]], failures: int) -> None:
-        entries = [self._entry(queue, key, body) for key, body in chunk]
+        if queue.url is None:
+            queue.unsent.append(chunk)
+            return
+        entries = [self._entry(queue.url, key, body) for key, body in chunk]
 
         def failed(error: DagsterTaskiqError) -> None:
             self._trouble(f"cannot send to queue {queue.name!r}, trying again: {error}")
@@ -402,8 +413,8 @@ class RunCoordinator:
     def _send_later(self, queue: _Queue, chunk: list[tuple[Key, bytes]], failures: int) -> None:
         self._schedule(_retry_pause(failures), lambda: self._send_chunk(queue, chunk, failures + 1))
 
-    def _entry(self, queue: _Queue, key: Key, body: bytes) -> dict[str, Any]:
-        if queue.url.endswith(".fifo"):
+    def _entry(self, url: str, key: Key, body: bytes) -> dict[str, Any]:
+        if url.endswith(".fifo"):
             return {"body": body, "group_id": f"{self.run_id}:{key[0]}"[:128], "deduplication_id": uuid.uuid4().hex}
         return {"body": body}
 
@@ -425,12 +436,38 @@ class RunCoordinator:
         queue = self._queues.get(name)
         if queue is None:
             given = self.settings.queue_url if name == self.settings.queue else None
-            url = given or resolve_queue_url(self._sqs, name).result()
             base = self.settings.backoff_base
-            queue = _Queue(name, url, time.monotonic() + base, base)
+            queue = _Queue(name, given, time.monotonic() + base, base)
             self._queues[name] = queue
+            if given is None:
+                self._look_up(queue)
             self._schedule(self._first_look(), lambda: self._look_at_queue(queue))
         return queue
+
+    def _look_up(self, queue: _Queue, failures: int = 0) -> None:
+        """Find the queue's URL, then send what has waited for it."""
+
+        def done(operation: Operation[dict[str, Any]]) -> None:
+            try:
+                queue.url = str(operation.result(0)["QueueUrl"])
+            except QueueMissingError as error:
+                raise ConfigError(
+                    f"there is no SQS queue {queue.name!r} in region and account of these settings ({error})."
+                    " Create it, or correct the settings `queue`, `region` and `endpoint_url`."
+                ) from error
+            except DagsterTaskiqError as error:
+                if not _may_pass(error):
+                    raise
+                self._trouble(f"cannot look up queue {queue.name!r}, trying again: {error}")
+                self._schedule(_retry_pause(failures), lambda: self._look_up(queue, failures + 1))
+                return
+            unsent, queue.unsent = queue.unsent, []
+            for chunk in unsent:
+                self._send_chunk(queue, chunk, 0)
+
+        operation = self._sqs.call("GetQueueUrl", {"QueueName": queue.name})
+        self._operations[operation] = done
+        operation.watch()
 
     # ---- the way back -----------------------------------------------------------------------------------------------
 
@@ -532,8 +569,10 @@ class RunCoordinator:
         self._look(self._flights)
 
     def _renew(self) -> None:
-        renewal = self._store.renew_run(self.run_id, self.generation, self.settings.lease_ttl)
-        self._watch(renewal, self._renewed, self._later)
+        self._watch(self._renewal(), self._renewed, self._later)
+
+    def _renewal(self) -> Operation[RunState | None]:
+        return self._store.renew_run(self.run_id, self.generation, self.settings.lease_ttl)
 
     def _renewed(self, state: RunState | None) -> None:
         if state is None:
@@ -568,7 +607,7 @@ class RunCoordinator:
                 queue.pause = self.settings.backoff_base
                 return
             self._judge_service(queue, depth)
-            if time.monotonic() >= queue.next_look:
+            if queue.url is not None and time.monotonic() >= queue.next_look:
                 queue.next_look = time.monotonic() + queue.pause
                 queue.pause = min(queue.pause * 2, self.settings.backoff_cap)
                 self._compare_with_queue(queue, depth)
@@ -659,6 +698,19 @@ class RunCoordinator:
         heartbeats go on."""
         for generation in generations:
             self._end_backends(step_application_name(generation))
+        self._still_mine()
+
+    def _still_mine(self) -> None:
+        """Before deciding and writing how an attempt ended: that is not for one who has been superseded meanwhile."""
+        while True:
+            try:
+                self._renewed(self._renewal().result())
+                return
+            except DagsterTaskiqError as error:
+                if not _may_pass(error):
+                    raise
+                self._trouble(f"trying again: {error}")
+                self._idle(FIRST_RETRY)
 
     def _end_backends(self, application_name: str) -> None:
         for store in self._log_stores:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import services
-from dagster import DagsterRunStatus
+from dagster import DagsterInstance, DagsterRunStatus
 from executor_bench import Bench, telling
 
 
@@ -172,3 +177,59 @@ def test_limits_hold_in_a_resumed_run(bench: Bench) -> None:
     assert len(bench.notes("in_pool")) == 3
     assert len(bench.notes("lonely")) == 3
     assert bench.instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
+
+
+def test_connections_that_drop_cost_nothing(bench: Bench) -> None:
+    bench.worker()
+    run = bench.create("waiting")
+    run_worker = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    mine = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'dagster-taskiq%%'"
+    )
+    services.rows(bench.database_url, mine)
+    bench.let_go()
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, run_worker.output
+    assert len(bench.notes("waits")) == 1
+
+
+def test_a_notification_that_is_lost_is_made_up_for(bench: Bench) -> None:
+    """The outcome is written by hand, without its NOTIFY."""
+    run = bench.create("chain")
+    run_worker = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    by_hand = """
+        UPDATE dagster_taskiq_steps
+        SET state = 'failed', generation = 999, owner = 'x', nonce = 'x', lease = now(), claimed_at = now(),
+            started_at = now(), finished_at = now(), error = '{"message": "by hand"}'
+        WHERE run_id = %s
+    """
+    services.rows(bench.database_url, by_hand, [run.run_id])
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value
+    assert any("by hand" in text for text in bench.messages(run.run_id))
+
+
+def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_alone(bench: Bench) -> None:
+    bench.worker()
+    path = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
+    changes = {
+        "run_monitoring": {"enabled": True, "max_resume_run_attempts": 3},
+        "run_launcher": {"module": "executor_launcher", "class": "ResumingLauncher"},
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with DagsterInstance.get() as instance:
+        bench = replace(bench, instance=instance)
+        run = bench.create("waiting")
+        first = bench.run_worker(run)
+        bench.wait_for_notes("waits")
+        first.stop()
+        assert bench.status(run) == DagsterRunStatus.STARTED.value, first.output
+        assert bench.rows(run.run_id) == [("waits", 1, "claimed")]
+        second = bench.run_worker(run, resume=True)
+        second.wait_for_log("Taking the run over")
+        bench.let_go()
+        second.wait()
+        assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+        assert len(bench.notes("waits")) == 1

@@ -146,8 +146,8 @@ def test_outputs_in_memory_are_refused(bench: Bench) -> None:
 def test_a_missing_queue_fails_the_run_and_is_named(bench: Bench) -> None:
     result = bench.run("chain", queue="no-such-queue")
     assert not result.success
-    assert any("no-such-queue" in text or "NonExistentQueue" in text for text in bench.messages(result.run_id))
-    assert bench.rows(result.run_id) == []
+    assert any("there is no SQS queue 'no-such-queue'" in text for text in bench.messages(result.run_id))
+    assert bench.rows(result.run_id) == [("one", 1, "cancelled")]
 
 
 def test_nobody_serves_the_queue(bench: Bench) -> None:
