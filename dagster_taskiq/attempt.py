@@ -231,34 +231,33 @@ class Attempt:
         )
 
     async def _run_step(self, step: StepProcess) -> Exit:
-        task = self._task
-        self._running = True
-        logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
-        # It may have died meanwhile: then its exit says how.
-        with contextlib.suppress(OSError):
-            await step.go(
-                {
-                    "op": "go",
-                    "generation": self.generation,
-                    "slot": self._slot,
-                    "run_id": task.run_id,
-                    "step_key": task.step_key,
-                    "attempt": task.attempt,
-                    "worker": self._host.name,
-                    "application_name": step_application_name(self.generation),
-                    "step_args": self._step_args,
-                }
-            )
-        if self._lost is not None:
-            self._kill()
-        elif self._cancelled:
-            self._cancelled = False
-            self.cancel()
+        if self._cancelled or self._lost is not None:
+            step.dismiss()
+        else:
+            self._running = True
+            logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
+            # It may have died meanwhile: then its exit says how.
+            with contextlib.suppress(OSError):
+                await step.go(self._go())
         how = await step.wait()
         self._dead = True
         for text in step.warnings:
             self._host.parents.warn_once(text)
         return how
+
+    def _go(self) -> dict[str, Any]:
+        task = self._task
+        return {
+            "op": "go",
+            "generation": self.generation,
+            "slot": self._slot,
+            "run_id": task.run_id,
+            "step_key": task.step_key,
+            "attempt": task.attempt,
+            "worker": self._host.name,
+            "application_name": step_application_name(self.generation),
+            "step_args": self._step_args,
+        }
 
     async def _not_started(self) -> bool:
         """Nothing ran.  Cancelled, handed back, or, when a lost reply leaves open whether started_at is set, lost."""

@@ -154,7 +154,10 @@ class SQSTaskIQWorker:
             )
             beating = asyncio.create_task(self._beat())
             serving = [asyncio.create_task(self._serve(queue)) for queue in self.queues]
-            await self._stopping.wait()
+            stopping = asyncio.create_task(self._stopping.wait())
+            # None of the others ends by itself, unless something is wrong with it.
+            await asyncio.wait([stopping, beating, *serving], return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
             await self._drain()
             # Long polls that are still out: an abandoned one would hide the next message.
             await self._until_done(serving, LONG_POLL + 10)
@@ -163,8 +166,11 @@ class SQSTaskIQWorker:
                 self.broker.abandon_polls()
             for task in (*serving, beating):
                 task.cancel()
-            await asyncio.wait([*serving, beating])
+            results = await asyncio.gather(*serving, beating, return_exceptions=True)
             await self._unregister()
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
         finally:
             await self.parents.close()
             unsubscribe()
