@@ -311,6 +311,13 @@ def test_start_and_its_guards(run: Run) -> None:
     assert (second.pid, second.pid_start) == (7, "s")
 
 
+def test_renew_by_another_generation_changes_nothing(run: Run) -> None:
+    generation = run.started()
+    before = run.row()
+    assert run.store.renew([(run.id, "a", 1, generation + 1000000)], [2 * TTL]).result() == {}
+    assert run.row() == before
+
+
 def test_renew_lists_what_is_still_held(run: Run) -> None:
     held, other, gone = run.started("a"), run.started("b"), run.ended("failed", "c")
     run.expire("a")
