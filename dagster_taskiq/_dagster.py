@@ -128,7 +128,7 @@ def retry_mode(name: str) -> Any:
 
 def retry_mode_name(mode: Any) -> str:
     """The inverse of :func:`retry_mode`."""
-    return json.loads(serialize_value(mode))["__enum__"].rpartition(".")[2]
+    return str(json.loads(serialize_value(mode))["__enum__"]).rpartition(".")[2]
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -188,7 +188,8 @@ def failure_or_retry_event(executor: Executor, step_context: Any, error: Any, kn
     for name in ("log_failure_or_retry_event_after_error", "get_failure_or_retry_event_after_crash"):
         method = getattr(executor, name, None)
         if method is not None:
-            return method(step_context, error, known_state)
+            event: DagsterEvent = method(step_context, error, known_state)
+            return event
     raise DagsterSeamError(
         "dagster.Executor has no method any more that logs the failure or the retry of a step that crashed"
     )
@@ -217,7 +218,7 @@ def terminal_event(events: Iterable[DagsterEvent]) -> DagsterEvent | None:
 def start_plan(
     plan: Any,
     *,
-    sort_key: Callable[[Any], float],
+    sort_key: Callable[[Any], Any],
     tag_concurrency_limits: list[dict[str, Any]],
     pools: PoolSlots,
     step_dependency_config: Any,
@@ -245,7 +246,8 @@ def start_plan(
         raise DagsterSeamError(
             f"the execution plan's start() does not take {', '.join(sorted(missing))} in this version"
         )
-    return plan.start(retry_mode("ENABLED"), **arguments)
+    active: AbstractContextManager[Any] = plan.start(retry_mode("ENABLED"), **arguments)
+    return active
 
 
 def step_dependency_config(config: Mapping[str, Any] | None) -> Any:

@@ -78,9 +78,8 @@ class Settings:
         if slack <= needed:
             raise ConfigError(
                 f"lease_ttl ({self.lease_ttl:g} s) is too short for heartbeat_interval ({self.heartbeat_interval:g} s):"
-                f" less the safety margin of {self.margin:.2f} s it leaves {slack:.2f} s, and {MISSED_HEARTBEATS}"
-                " heartbeats"
-                f" and a reconnect take {needed:g} s. Raise lease_ttl or lower heartbeat_interval."
+                f" less the safety margin of {self.margin:.2f} s it leaves {slack:.2f} s, but a reconnect and"
+                f" {MISSED_HEARTBEATS} heartbeats take {needed:g} s. Raise lease_ttl or lower heartbeat_interval."
             )
         if self.visibility_timeout <= 2 * self.heartbeat_interval:
             raise ConfigError(

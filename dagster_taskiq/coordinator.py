@@ -33,6 +33,7 @@ from dagster_taskiq.errors import (
     QueueMissingError,
     StoreError,
 )
+from dagster_taskiq.notices import Cancelling, Ended, Key, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.store import (
     TERMINAL_STATES,
     IdempotencyStore,
@@ -49,9 +50,6 @@ from dagster_taskiq.store import (
 )
 
 log = logging.getLogger("dagster_taskiq.coordinator")
-
-Key = tuple[str, int]
-"""(step key, attempt)."""
 
 SLOW_POLL: Final = 5.0
 """Seconds; longest time that a lost NOTIFY can go unseen."""
@@ -82,67 +80,6 @@ class Message:
 
 class MakeMessage(Protocol):
     def __call__(self, step_key: str, attempt: int) -> Message: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An attempt's row is terminal.  ``outcome.claimed_at`` None: it never ran."""
-
-    outcome: Outcome
-    queue: str
-    message_id: str | None
-    sends: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An attempt got no row, because the run is being cancelled."""
-
-    step_key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """SQS refuses the message of an attempt for good; its row is cancelled."""
-
-    step_key: str
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unserved:
-    """No worker serves a queue.  ``attempts`` are the ones that were taken back from it; empty for a warning."""
-
-    queue: str
-    waited: float
-    waiting: int
-    attempts: tuple[Key, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Untaken:
-    """Messages were sent for a row again and again, and no worker claimed it; the row is cancelled."""
-
-    step_key: str
-    attempt: int
-    sends: int
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Something goes wrong and is tried again."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelling:
-    """Somebody asked for the run's end."""
-
-
-Notice = Ended | Refused | Rejected | Unserved | Untaken | Trouble | Cancelling
 
 
 @dataclass(slots=True)
@@ -302,7 +239,7 @@ class RunCoordinator:
 
     def _publish(self, batch: _Batch) -> None:
         rows = [(*key, self._flights[key].queue) for key in batch.keys]
-        operations = [self._store.put_part(digest, text) for digest, text in batch.parts.items()]
+        operations: list[Operation[Any]] = [self._store.put_part(digest, text) for digest, text in batch.parts.items()]
         operations.append(self._store.enqueue(self.run_id, self.generation, rows))
 
         def published(results: list[Any]) -> None:

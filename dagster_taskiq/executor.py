@@ -8,7 +8,7 @@ Use it as a job's executor::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster
@@ -68,7 +68,7 @@ def taskiq_executor(init_context: InitExecutorContext) -> TaskIQExecutor:
 
     A job whose outputs are kept in memory is refused before it starts, with Dagster's message for executors that use
     several processes."""
-    config = init_context.executor_config
+    config: Mapping[str, Any] = init_context.executor_config
     return TaskIQExecutor(
         Settings.from_config(config),
         _dagster.retry_mode(next(iter(config["retries"])).upper()),

@@ -27,20 +27,10 @@ from dagster import (
 from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
-from dagster_taskiq.coordinator import (
-    Cancelling,
-    Ended,
-    Message,
-    Notice,
-    Refused,
-    Rejected,
-    RunCoordinator,
-    Trouble,
-    Unserved,
-    Untaken,
-)
+from dagster_taskiq.coordinator import Message, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.migrations import migrate
+from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.sqs import make_client
 from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
 
@@ -57,9 +47,8 @@ def database_url_of(settings: Settings, plan_context: Any) -> str:
     url = settings.database_url or _dagster.instance_postgres_url(plan_context.instance)
     if url is None:
         raise ConfigError(
-            "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which"
-            " would be the default."
-            " Set database_url in the executor's config or DAGSTER_TASKIQ_DATABASE_URL."
+            "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which would be"
+            " the default. Set database_url in the executor's config or DAGSTER_TASKIQ_DATABASE_URL."
         )
     return url
 
@@ -286,8 +275,7 @@ class RunOrchestration:
                 yield from self._unserved(notice)
             elif isinstance(notice, Untaken):
                 reason = (
-                    f"{notice.sends} messages were sent for the step, and no worker claimed it. Its messages may"
-                    " be in the"
+                    f"{notice.sends} messages were sent for the step, and no worker claimed it. They may be in the"
                     " dead-letter queue of the step's queue, each with the reason."
                 )
                 yield self._fail(notice.step_key, reason)
@@ -297,9 +285,8 @@ class RunOrchestration:
     def _unserved(self, notice: Unserved) -> Iterator[DagsterEvent]:
         hint = (
             f"No worker serves queue {notice.queue!r}, where steps have waited for up to {notice.waited:.0f} s."
-            " Start one"
-            f" with `dagster-taskiq worker start --queue {notice.queue}` and the same database and SQS settings"
-            " as this run's."
+            f" Start one with `dagster-taskiq worker start --queue {notice.queue}` and this run's database and SQS"
+            " settings."
         )
         if not notice.attempts:
             yield _dagster.engine_event(self._context, hint, {"queue": notice.queue, "steps_waiting": notice.waiting})
