@@ -23,12 +23,12 @@ EXAMPLE = "dagster_taskiq.examples.weather"
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a lost terminal end the stack as Ctrl-C does."""
+    """SIGTERM and a lost terminal end the stack as Ctrl-C does, which works in a shell's background, too."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
