@@ -58,6 +58,11 @@ def total(values: list[int]) -> int:
 
 
 @job(executor_def=taskiq_executor)
+def single() -> None:
+    one()
+
+
+@job(executor_def=taskiq_executor)
 def chain() -> None:
     plus_one.alias("third")(plus_one.alias("second")(one()))
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import services
 from dagster import DagsterInstance, DagsterRunStatus
 from executor_bench import Bench, telling
+
+from dagster_taskiq import payload
 
 
 def test_a_step_whose_worker_is_killed_runs_again(bench: Bench) -> None:
@@ -233,3 +237,27 @@ def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_al
         second.wait()
         assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
         assert len(bench.notes("waits")) == 1
+
+
+@pytest.mark.parametrize("state", ["lost", "failed"])
+def test_an_end_that_is_in_the_log_is_adopted(bench: Bench, state: str) -> None:
+    """The step process logged its success and died before its worker could write the row."""
+    run = bench.create("single")
+    run_worker = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    (message,) = bench.queue.call("ReceiveMessage", MaxNumberOfMessages=1)["Messages"]
+    task = payload.unpack(message["Body"])
+    stored = dict(services.rows(bench.database_url, "SELECT digest, content FROM dagster_taskiq_parts"))
+    command = [sys.executable, "-m", "dagster", "api", "execute_step", payload.step_args(task, stored)]
+    assert bench.processes.start("step", command).wait() == 0
+    settle = """
+        UPDATE dagster_taskiq_steps
+        SET state = %s, generation = 999, owner = 'x', nonce = 'x', lease = now(), claimed_at = now(),
+            started_at = now(), finished_at = now(), reason = 'by hand'
+        WHERE run_id = %s
+    """
+    services.rows(bench.database_url, settle, [state, run.run_id])
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, run_worker.output
+    assert bench.rows(run.run_id) == [("one", 1, state)]
+    assert telling(bench.logged(run.run_id)["one"]) == ["WORKER_STARTING", "WORKER_STARTED", "START", "SUCCESS"]
