@@ -1,8 +1,8 @@
 """The C core: SQS client, idempotency store, heartbeat, fence, payload and signing.
 
-Nothing starts at import.  A :class:`Loop` has one I/O thread, started at its first operation; no call holds the GIL while
-it waits.  Handles refuse to work in a forked child (:class:`dagster_taskiq.errors.ForkedError`).  Errors are instances of
-:class:`dagster_taskiq.errors.CoreError`, which says what they carry.
+Nothing starts at import.  A :class:`Loop` has one I/O thread, started at its first operation; no call holds the GIL
+while it waits.  Handles refuse to work in a forked child (:class:`dagster_taskiq.errors.ForkedError`).  Errors are
+instances of :class:`dagster_taskiq.errors.CoreError`, which says what they carry.
 
 Times are in seconds.  A timeout, interval or limit of None is the core's default; 0 is refused where it would have no
 meaning.
@@ -24,17 +24,17 @@ ERROR_TABLE: Final[tuple[tuple[str, int, str, bool, str], ...]]
 class Operation(Generic[_T_co]):
     """A request on its way.  ``await`` it in asyncio, or block with :meth:`result`.
 
-    Awaiting needs the running event loop to watch the :class:`Loop` of the operation; that is set up at the first await.
-    Cancelling the awaiting task asks the core to cancel the operation.  An operation that nobody waits for goes on all the
-    same.
+    Awaiting needs the running event loop to watch the :class:`Loop` of the operation; that is set up at the first
+    await. Cancelling the awaiting task asks the core to cancel the operation.  An operation that nobody waits for
+    goes on all the same.
     """
 
     @property
     def loop(self) -> Loop: ...
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> _T_co:
-        """Block, without the GIL, until done.  Raises the operation's error, or ``OperationTimeoutError`` after ``timeout``
-        seconds (the operation goes on then).  Python's signal handlers run while it waits."""
+        """Block, without the GIL, until done.  Raises the operation's error, or ``OperationTimeoutError`` after
+        ``timeout`` seconds (the operation goes on then).  Python's signal handlers run while it waits."""
 
     def cancel(self) -> None:
         """Ask the core to end it early, with ``OperationCancelledError``; it may end with its result all the same."""
@@ -82,8 +82,8 @@ class Loop:
         """Take what is ready, oldest first: watched operations that are done, and events."""
 
     def close(self, timeout: float = 0.0) -> None:
-        """Stop.  Up to ``timeout`` seconds outstanding long polls may finish and what they bring is handed back; then all
-        connections drop.  Blocks until the I/O thread has ended; what was not done ends with ``ClosedError``."""
+        """Stop.  Up to ``timeout`` seconds outstanding long polls may finish and what they bring is handed back; then
+        all connections drop.  Blocks until the I/O thread has ended; what was not done ends with ``ClosedError``."""
 
     @property
     def closed(self) -> bool: ...
@@ -92,9 +92,9 @@ class Loop:
 class SqsClient:
     """SQS over AWS's JSON protocol.  ``endpoint`` None: the region's public endpoint.
 
-    ``refresh`` returns (access key id, secret access key, session token or None, wall-clock second of expiry or 0).  It is
-    called by the methods below when there are no credentials yet or they expire within five minutes, in the calling thread;
-    who makes no calls for long while a :class:`Beat` does calls :meth:`refresh_credentials`.
+    ``refresh`` returns (access key id, secret access key, session token or None, wall-clock second of expiry or 0).
+    It is called by the methods below when there are no credentials yet or they expire within five minutes, in the
+    calling thread; who makes no calls for long while a :class:`Beat` does calls :meth:`refresh_credentials`.
 
     Operations raise ``SqsError`` subclasses; bad arguments are ``ValueError`` or ``TypeError`` at the call.
     """
@@ -132,9 +132,9 @@ class SqsClient:
     ) -> Operation[list[dict[str, Any]]]:
         """Send 1..10 messages in one request.
 
-        Entry: ``body`` (str or bytes), optional ``delay`` (s), ``group_id``, ``deduplication_id``, ``attributes`` (dict of
-        str).  Result, in order: ``{"ok": True, "message_id": …}`` or ``{"ok": False, "code": …, "message": …,
-        "sender_fault": …}``.
+        Entry: ``body`` (str or bytes), optional ``delay`` (s), ``group_id``, ``deduplication_id``, ``attributes``
+        (dict of str).  Result, in order: ``{"ok": True, "message_id": …}`` or ``{"ok": False, "code": …, "message":
+        …, "sender_fault": …}``.
         """
 
     def receive(
@@ -148,8 +148,8 @@ class SqsClient:
     ) -> Operation[list[dict[str, Any]]]:
         """Receive up to ``max_messages``, waiting up to ``wait`` seconds for the first.
 
-        Message: ``message_id``, ``receipt_handle``, ``body`` (bytes), ``system_attributes``, ``attributes`` (dicts of str),
-        ``damaged`` (bool: the body does not match its checksum and must not be used).
+        Message: ``message_id``, ``receipt_handle``, ``body`` (bytes), ``system_attributes``, ``attributes`` (dicts of
+        str), ``damaged`` (bool: the body does not match its checksum and must not be used).
         """
 
     def delete(
@@ -172,7 +172,8 @@ class SqsClient:
 
 @final
 class Store:
-    """The idempotency store's connection: :class:`dagster_taskiq.store.IdempotencyStore` has the moves with their types.
+    """The idempotency store's connection: :class:`dagster_taskiq.store.IdempotencyStore` has the moves with their
+    types.
 
     Operations raise ``StoreError`` subclasses.
     """
@@ -277,9 +278,9 @@ def die_with_parent(expected_parent: int, /) -> None:
 def encode_step_task(task: Mapping[str, Any], *, task_id: str, signing_key: bytes | str | None = None) -> bytes:
     """The TaskIQ message of a step task.
 
-    Keys of ``task``, all of them needed: ``run_id``, ``step_key``, ``attempt``, ``job_name``, ``queue``, ``code_location``,
-    ``lease_ttl``, ``heartbeat``, ``visibility``, ``sent_at``, ``settings`` (JSON text), ``parts`` (name -> str for inline
-    text, or (sha256 hex, bytes)).
+    Keys of ``task``, all of them needed: ``run_id``, ``step_key``, ``attempt``, ``job_name``, ``queue``,
+    ``code_location``, ``lease_ttl``, ``heartbeat``, ``visibility``, ``sent_at``, ``settings`` (JSON text), ``parts``
+    (name -> str for inline text, or (sha256 hex, bytes)).
     """
 
 def decode_step_task(message: bytes | str, *, signing_keys: Sequence[bytes | str] = ()) -> dict[str, Any]:
