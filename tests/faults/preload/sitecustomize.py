@@ -1,0 +1,65 @@
+"""Breaks one thing in a worker of a test and in all that it starts, as FAULT_TEST_PRELOAD says.
+
+Found by the interpreter because this folder is on PYTHONPATH; nothing of the product knows of it.
+
+- ``no_fence``: step processes have no kernel timer for the end of their lease.
+- ``no_guard``: the worker's moves use whatever generation the row has now; it stops itself (SIGSTOP) before its first
+  step starts.
+- ``guard``: the control for that: it stops itself, and nothing is broken.
+- ``other_host``: the worker says that it runs on another host.
+"""
+
+import os
+import signal
+
+
+def _no_fence():
+    from dagster_taskiq import _core
+
+    _core.fence_arm = lambda *arguments: None
+
+
+def _stop_before_first_start(store):
+    start = store.IdempotencyStore.start
+    pending = [True]
+
+    def stopping_start(self, *arguments, **options):
+        if pending:
+            pending.clear()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return start(self, *arguments, **options)
+
+    store.IdempotencyStore.start = stopping_start
+
+
+def _no_guard(store):
+    def unguarded(move):
+        async def call(self, run_id, step_key, attempt, generation, *arguments, **options):
+            rows = await self.steps(run_id)
+            now = next(row.generation for row in rows if (row.step_key, row.attempt) == (step_key, attempt))
+            return await move(self, run_id, step_key, attempt, now, *arguments, **options)
+
+        return call
+
+    for name in ("start", "complete", "hand_back", "mark_lost"):
+        setattr(store.IdempotencyStore, name, unguarded(getattr(store.IdempotencyStore, name)))
+
+
+def _other_host():
+    from dagster_taskiq import worker
+
+    worker._boot_id = lambda: "another-host"
+    worker.socket.gethostname = lambda: "another-host"
+
+
+_wanted = os.environ.get("FAULT_TEST_PRELOAD", "")
+if _wanted == "no_fence":
+    _no_fence()
+elif _wanted in ("no_guard", "guard"):
+    from dagster_taskiq import store as _store
+
+    if _wanted == "no_guard":
+        _no_guard(_store)
+    _stop_before_first_start(_store)
+elif _wanted == "other_host":
+    _other_host()

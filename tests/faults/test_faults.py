@@ -1,0 +1,26 @@
+"""The fault runner's form for continuous integration: as many steps as a few minutes allow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fault_run
+import pytest
+
+STEPS = int(os.environ.get("FAULT_TEST_STEPS", "300"))
+SEED = int(os.environ.get("FAULT_TEST_SEED", "20250101"))
+MINUTES = 3.0
+"""After so many no further run is launched: a slow machine runs fewer steps."""
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path) -> None:
+    options = fault_run.Options(steps=STEPS, seed=SEED, gap=2.0, minutes=MINUTES)
+    report = fault_run.run(options, tmp_path / "faults", log=print)
+    print(fault_run.summary(report))
+    assert report.violations == []
+    assert report.trouble == []
+    assert report.started >= report.steps
+    assert sum(report.faults.values()) > 0
