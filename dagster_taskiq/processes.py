@@ -20,13 +20,14 @@ import socket
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dagster_taskiq import _core
 from dagster_taskiq.errors import WarmParentError
 from dagster_taskiq.frames import READ_BYTES, FrameDecoder, FrameError, encode
+from dagster_taskiq.levers import LEVERS
 from dagster_taskiq.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class WarmParentHandle:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    async def start(self, job_origin: str, instance_ref: str, isolation: str) -> None:
+    async def start(self, job_origin: str, instance_ref: str, isolation: str, levers: Iterable[str]) -> None:
         """Exec it and have it import.  Raises ``WarmParentError`` when it dies of that."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -228,7 +229,15 @@ class WarmParentHandle:
             )
         self._control = ours
         asyncio.get_running_loop().add_reader(ours, self._readable)
-        await self._send({"op": "load", "job_origin": job_origin, "instance_ref": instance_ref, "isolation": isolation})
+        await self._send(
+            {
+                "op": "load",
+                "job_origin": job_origin,
+                "instance_ref": instance_ref,
+                "isolation": isolation,
+                "levers": sorted(levers),
+            }
+        )
         await asyncio.shield(self._ready)
 
     async def start_step(self, id_: int) -> StepProcess:
@@ -360,9 +369,12 @@ class WarmParents:
     are more than ``limit``.
     """
 
-    def __init__(self, board: _core.FenceBoard, *, isolation: str = "auto", limit: int = 8) -> None:
+    def __init__(
+        self, board: _core.FenceBoard, *, isolation: str = "auto", levers: Iterable[str] = LEVERS, limit: int = 8
+    ) -> None:
         self._board = board
         self._isolation = isolation
+        self._levers = frozenset(levers)
         self._limit = limit
         self._parents: OrderedDict[tuple[str, str, str], asyncio.Task[WarmParentHandle]] = OrderedDict()
         self._said: set[str] = set()
@@ -395,7 +407,7 @@ class WarmParents:
     async def _start(self, job_origin: str, instance_ref: str) -> WarmParentHandle:
         parent = WarmParentHandle(self._board, self.warn_once)
         try:
-            await parent.start(job_origin, instance_ref, self._isolation)
+            await parent.start(job_origin, instance_ref, self._isolation, self._levers)
         except BaseException:
             await parent.close()
             raise

@@ -26,8 +26,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dagster_taskiq import _core, fencing
+from dagster_taskiq.compute_logs import without_mirrors
+from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
+from dagster_taskiq.levers import COMPUTE_LOGS, CONNECTION_REUSE
 
 SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
@@ -39,7 +42,12 @@ EXIT_NOT_STARTED = 0
 
 
 def run_forked(
-    channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Any]
+    channel: socket.socket,
+    board: int,
+    parent: int,
+    instance: Any,
+    entry_point: Callable[[], Any],
+    levers: frozenset[str],
 ) -> NoReturn:
     """Go on as a step process in the child of a fork of the warm parent ``parent``.  ``instance``: the warm
     DagsterInstance, or None.
@@ -49,7 +57,7 @@ def run_forked(
         os.setsid()
         _reset_signals()
         _reseed()
-        code = _serve(channel, board, parent, instance, lambda: entry_point)
+        code = _serve(channel, board, parent, instance, lambda: entry_point, levers)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -64,6 +72,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the channel to the worker")
     parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
     parser.add_argument("--parent", type=int, required=True, help="process id of the warm parent")
+    parser.add_argument("--levers", nargs="*", default=[], help="see dagster_taskiq.levers")
     options = parser.parse_args(argv)
     code = 1
     try:
@@ -71,7 +80,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
             os.set_inheritable(descriptor, False)
         _reset_signals()
         channel = socket.socket(fileno=options.channel)
-        code = _serve(channel, options.board, options.parent, None, load_entry_point)
+        levers = frozenset(options.levers)
+        code = _serve(channel, options.board, options.parent, None, load_entry_point, levers)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -88,7 +98,12 @@ def load_entry_point() -> Callable[[], Any]:
 
 
 def _serve(
-    channel: socket.socket, board: int, parent: int, instance: Any, entry_point: Callable[[], Callable[[], Any]]
+    channel: socket.socket,
+    board: int,
+    parent: int,
+    instance: Any,
+    entry_point: Callable[[], Callable[[], Any]],
+    levers: frozenset[str],
 ) -> int:
     """Wait for the attempt and run it.  Returns the exit code."""
     try:
@@ -120,8 +135,12 @@ def _serve(
         }
     )
     reporter = _Reporter(frames)
-    _hand_over(instance, attempt["run_id"], reporter)
+    reuse = ConnectionReuse(reporter.warning)
+    if CONNECTION_REUSE in levers:
+        reuse.install()
+    _hand_over(instance, attempt["run_id"], reporter, levers)
     code = _run_console_script(entry_point(), ["dagster", "api", "execute_step", attempt["step_args"]])
+    reuse.close()
     reporter.end()
     return code
 
@@ -167,7 +186,7 @@ class _Reporter:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _hand_over(instance: Any, run_id: str, reporter: _Reporter) -> None:
+def _hand_over(instance: Any, run_id: str, reporter: _Reporter, levers: frozenset[str]) -> None:
     """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it.
 
     Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the
@@ -188,6 +207,8 @@ def _hand_over(instance: Any, run_id: str, reporter: _Reporter) -> None:
         dagster.DagsterInstance.from_ref = original  # type: ignore[method-assign]
         if warm is None or warm.get_ref() != ref:
             warm = build(ref)
+        if COMPUTE_LOGS in levers:
+            without_mirrors(warm.compute_log_manager, reporter.warning)
         warm.add_event_listener(run_id, reporter.event)
         reporter.attached()
         return warm

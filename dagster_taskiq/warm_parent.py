@@ -7,7 +7,8 @@ attempt.
 ======== ================================================ ==========================================================
 from     frame                                            meaning
 ======== ================================================ ==========================================================
-worker   ``load`` job_origin, instance_ref, isolation     import; answered by ``ready``
+worker   ``load`` job_origin, instance_ref, isolation,    import; answered by ``ready``
+         levers
 worker   ``step`` id; the step's channel as descriptor    make a step process; answered by ``started`` or ``refused``
 worker   ``signal`` id, signal                            to the step's process group, if it still lives
 worker   end of stream                                    kill every step process and leave
@@ -43,6 +44,7 @@ from typing import Any, NoReturn
 
 from dagster_taskiq import step_process
 from dagster_taskiq.frames import FrameSocket
+from dagster_taskiq.levers import WARM_INSTANCE
 
 ISOLATIONS = ("auto", "fork", "spawn")
 
@@ -64,6 +66,7 @@ class WarmParent:
         self._instance: Any = None
         self._entry_point: Callable[[], Any] | None = None
         self._forks = False
+        self._levers: frozenset[str] = frozenset()
         self._wakeup, self._wakeup_writer = socket.socketpair()
 
     def run(self) -> None:
@@ -112,6 +115,7 @@ class WarmParent:
     def _load(self, frame: dict[str, Any]) -> None:
         warnings: list[str] = []
         isolation = frame["isolation"]
+        self._levers = frozenset(frame["levers"])
         if isolation != "spawn":
             warnings += self._import(frame["job_origin"], frame["instance_ref"])
             reason = _why_not_fork()
@@ -143,6 +147,8 @@ class WarmParent:
             origin.repository_origin.code_pointer.load_target()
         except BaseException as error:
             warnings.append(f"the code location could not be preloaded: {type(error).__name__}: {error}")
+        if WARM_INSTANCE not in self._levers:
+            return warnings
         try:
             ref: Any = dagster.deserialize_value(instance_ref)
             self._instance = dagster.DagsterInstance.from_ref(ref)
@@ -176,7 +182,7 @@ class WarmParent:
             signal.set_wakeup_fd(-1)
             self._wakeup_writer.close()
             step_process.run_forked(
-                socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point
+                socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point, self._levers
             )
         return _Child(id_, pid, None)
 
@@ -185,6 +191,7 @@ class WarmParent:
             [
                 *(sys.executable, "-m", "dagster_taskiq.step_process"),
                 *("--channel", str(channel), "--board", str(self._board), "--parent", str(os.getpid())),
+                *("--levers", *sorted(self._levers)),
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=(channel, self._board),

@@ -29,6 +29,7 @@ from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
+from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
@@ -56,6 +57,7 @@ class SQSTaskIQWorker:
     ``settings.queue``.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
+    ``without``: levers to switch off (:mod:`dagster_taskiq.levers`).
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
     ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
     lost, so that they run again elsewhere.
@@ -74,6 +76,7 @@ class SQSTaskIQWorker:
         slots: int = 2,
         name: str | None = None,
         isolation: str = "auto",
+        without: Collection[str] = (),
         cancel_grace: float = 10.0,
         drain_timeout: float = 30.0,
         signing_keys: Sequence[str] | None = None,
@@ -101,6 +104,7 @@ class SQSTaskIQWorker:
         self._visibility = settings.visibility_timeout
         self._signing_keys = list(signing_keys if signing_keys is not None else filter(None, [settings.signing_key]))
         self._isolation = isolation
+        self._levers = all_but(without)
         self._foreign = foreign
         self._boot_id = _boot_id()
         self._beats: dict[float, _core.Beat] = {}
@@ -139,7 +143,7 @@ class SQSTaskIQWorker:
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
-        self.parents = WarmParents(self.board, isolation=self._isolation)
+        self.parents = WarmParents(self.board, isolation=self._isolation, levers=self._levers)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
             await self._check_queues()

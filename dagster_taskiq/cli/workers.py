@@ -94,6 +94,14 @@ def worker() -> None:
     show_default=True,
     help="How a step gets its process: forked from a warm parent (fast), or a fresh one.",
 )
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="LEVER",
+    envvar="DAGSTER_TASKIQ_WITHOUT",
+    help="Switch off one of what makes steps cheap: warm-instance, connection-reuse, compute-logs or rehearsal; may be "
+    "given several times. Default: DAGSTER_TASKIQ_WITHOUT, names with spaces between them.",
+)
 def start(
     queues: tuple[str, ...],
     slots: int,
@@ -107,6 +115,7 @@ def start(
     drain_timeout: float,
     cancel_grace: float,
     isolation: str,
+    without: tuple[str, ...],
 ) -> None:
     """Take steps from queues and run each in a process of its own.
 
@@ -130,6 +139,7 @@ def start(
         slots=slots,
         name=name,
         isolation=isolation,
+        without=without,
         cancel_grace=cancel_grace,
         drain_timeout=drain_timeout,
     ).main()

@@ -18,6 +18,7 @@ from dagster import DagsterInstance, serialize_value
 
 from dagster_taskiq import _core
 from dagster_taskiq.frames import FRAME_BYTES_MAX, LENGTH, FrameDecoder, FrameError, FrameSocket, encode
+from dagster_taskiq.levers import LEVERS
 
 HERE = Path(__file__).parent
 
@@ -62,7 +63,13 @@ class Parent:
         }
         origin = {"__class__": "PipelinePythonOrigin", "pipeline_name": "work", "repository_origin": repository}
         self.control.send(
-            {"op": "load", "job_origin": json.dumps(origin), "instance_ref": instance_ref, "isolation": isolation}
+            {
+                "op": "load",
+                "job_origin": json.dumps(origin),
+                "instance_ref": instance_ref,
+                "isolation": isolation,
+                "levers": sorted(LEVERS),
+            }
         )
         ready = self.control.recv()
         assert ready is not None

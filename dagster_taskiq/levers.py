@@ -1,0 +1,35 @@
+"""What makes step processes cheap, and can be switched off piece by piece: to compare, or when one is suspected.
+
+With any of them off a step sees the same world and logs the same events, later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from dagster_taskiq.errors import ConfigError
+
+WARM_INSTANCE: Final = "warm-instance"
+"""Steps get the DagsterInstance that the warm parent has built."""
+
+CONNECTION_REUSE: Final = "connection-reuse"
+"""Connections to PostgreSQL are used again within one step (:mod:`dagster_taskiq.connection_reuse`)."""
+
+COMPUTE_LOGS: Final = "compute-logs"
+"""Output is captured without mirror processes (:mod:`dagster_taskiq.compute_logs`)."""
+
+REHEARSAL: Final = "rehearsal"
+"""The warm parent goes through a step before it forks the first one (:mod:`dagster_taskiq.rehearsal`)."""
+
+LEVERS: Final = frozenset({WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, REHEARSAL})
+
+
+def all_but(without: Iterable[str]) -> frozenset[str]:
+    """The levers that are on.  Raises ``ConfigError`` for a name that none has."""
+    off = frozenset(without)
+    if unknown := off - LEVERS:
+        raise ConfigError(
+            f"there is no {', '.join(sorted(unknown))} to do without; there are: {', '.join(sorted(LEVERS))}."
+        )
+    return LEVERS - off
