@@ -275,6 +275,9 @@ def die_with_parent(expected_parent: int, /) -> None:
     """Have the kernel kill this process with SIGKILL when the thread that forked it dies.  ``LeaseLostError`` when
     ``expected_parent`` is gone already, ``UnsupportedError`` where there is no such call."""
 
+def outlive_parent() -> None:
+    """Take :func:`die_with_parent` back.  ``UnsupportedError`` where there is no such call."""
+
 def encode_step_task(task: Mapping[str, Any], *, task_id: str, signing_key: bytes | str | None = None) -> bytes:
     """The TaskIQ message of a step task.
 

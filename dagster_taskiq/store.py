@@ -12,6 +12,7 @@ Raises, from the operation: ``StoreConnectionError`` (no connection within the o
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dagster_taskiq import _core
 
 StepState = Literal["queued", "claimed", "succeeded", "failed", "cancelled", "lost"]
 RunState = Literal["active", "cancelling", "ended"]
-ClaimOutcome = Literal["claimed", "held", "terminal", "run_inactive", "missing", "expired"]
+ClaimOutcome = Literal["claimed", "held", "terminal", "run_inactive", "orphaned", "missing", "expired"]
 StepKey = tuple[str, int]
 """Step key and attempt (1 is the first)."""
 
@@ -40,6 +41,11 @@ def run_channel(run_id: str) -> str:
 def worker_channel(identity: str) -> str:
     """NOTIFY channel of a worker.  Payload: the generation of a claim that is to be cancelled, in decimal."""
     return "dtq_worker_" + identity
+
+
+def host_channel(boot_id: str) -> str:
+    """NOTIFY channel of the workers of a host.  Payload: the identity of one that has registered."""
+    return "dtq_host_" + hashlib.md5(boot_id.encode(), usedforsecurity=False).hexdigest()
 
 
 def step_application_name(generation: int) -> str:
@@ -164,8 +170,8 @@ class Outcome:
 class Claim:
     outcome: ClaimOutcome
     """claimed: run it.  held: another claim's lease is alive.  expired: it was not, and this call settled it (see
-    ``state``).  run_inactive: the run is cancelling or ended, and this call cancelled the attempt.  terminal,
-    missing: nothing to run."""
+    ``state``).  run_inactive: the run is cancelling or ended, and this call cancelled the attempt.  orphaned:
+    the lease of the run's coordinator is past, the attempt stays queued.  terminal, missing: nothing to run."""
     generation: int | None
     state: StepState | None
     """Of the row after the call."""
@@ -187,6 +193,27 @@ class WorkerRow:
     started_at: float
     heartbeat_age: float
     alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fellow:
+    """Another worker of one's host."""
+
+    identity: str
+    name: str
+    pid: int
+    pid_start: str
+
+
+@dataclass(frozen=True, slots=True)
+class FellowClaim:
+    run_id: str
+    step_key: str
+    attempt: int
+    generation: int
+    pid: int | None
+    pid_start: str | None
+    started: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,10 +463,13 @@ class IdempotencyStore:
         queues: Sequence[str],
         slots: int,
         *,
+        pid_start: str = "",
         ttl: float = 60.0,
     ) -> _core.Operation[None]:
-        """``ttl``: the worker counts as alive for this many seconds after a heartbeat."""
-        return self._run("register_worker", _nothing, identity, name, host, pid, boot_id, list(queues), slots, ttl)
+        """Also tells the other workers of the host.  ``boot_id``: see :mod:`dagster_taskiq.fellows`.  ``ttl``: the
+        worker counts as alive for this many seconds after a heartbeat."""
+        given = (identity, name, host, pid, pid_start, boot_id, list(queues), slots, ttl)
+        return self._run("register_worker", _nothing, *given)
 
     def heartbeat_worker(self, identity: str, busy: int) -> _core.Operation[bool]:
         """False when the row is gone: register again."""
@@ -447,6 +477,14 @@ class IdempotencyStore:
 
     def remove_worker(self, identity: str) -> _core.Operation[None]:
         return self._run("remove_worker", _nothing, identity)
+
+    def fellows(self, boot_id: str, identity: str) -> _core.Operation[list[Fellow]]:
+        """The other workers of a host, dead ones too."""
+        return self._run("fellows", _rows(Fellow), boot_id, identity)
+
+    def claims_of(self, owner: str, boot_id: str) -> _core.Operation[list[FellowClaim]]:
+        """The claims of a worker of that host whose leases run."""
+        return self._run("claims_of", _rows(FellowClaim), owner, boot_id)
 
     def list_workers(self) -> _core.Operation[list[WorkerRow]]:
         return self._run("list_workers", _rows(WorkerRow))

@@ -29,12 +29,13 @@ from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
-from dagster_taskiq.levers import all_but
+from dagster_taskiq.fellows import Fellows
+from dagster_taskiq.fellows import boot_id as _boot_id
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
-from dagster_taskiq.store import Claim, IdempotencyStore, worker_channel
-from dagster_taskiq.warm_parent import ISOLATIONS
+from dagster_taskiq.store import Claim, IdempotencyStore, host_channel, worker_channel
+from dagster_taskiq.warm_parent import ISOLATIONS, process_start
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,6 @@ class SQSTaskIQWorker:
     ``settings.queue``.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
-    ``without``: levers to switch off (:mod:`dagster_taskiq.levers`).
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
     ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
     lost, so that they run again elsewhere.
@@ -76,7 +76,6 @@ class SQSTaskIQWorker:
         slots: int = 2,
         name: str | None = None,
         isolation: str = "auto",
-        without: Collection[str] = (),
         cancel_grace: float = 10.0,
         drain_timeout: float = 30.0,
         signing_keys: Sequence[str] | None = None,
@@ -104,9 +103,9 @@ class SQSTaskIQWorker:
         self._visibility = settings.visibility_timeout
         self._signing_keys = list(signing_keys if signing_keys is not None else filter(None, [settings.signing_key]))
         self._isolation = isolation
-        self._levers = all_but(without)
         self._foreign = foreign
         self._boot_id = _boot_id()
+        self._host_channel = host_channel(self._boot_id)
         self._beats: dict[float, _core.Beat] = {}
         self._parts: OrderedDict[str, str] = OrderedDict()
         self._dead_letter_urls: dict[str, str | None] = {}
@@ -143,12 +142,15 @@ class SQSTaskIQWorker:
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
-        self.parents = WarmParents(self.board, isolation=self._isolation, levers=self._levers)
+        self.parents = WarmParents(self.board, isolation=self._isolation)
+        self.fellows = Fellows(self.store, identity=self.identity, name=self.name, boot_id=self._boot_id)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
             await self._check_queues()
-            await self.store.listen(worker_channel(self.identity))
+            for channel in (worker_channel(self.identity), self._host_channel):
+                await self.store.listen(channel)
             await self._register()
+            await self.fellows.look()
             logger.info(
                 "worker %s serves %s with %d slots",
                 self.name,
@@ -176,6 +178,7 @@ class SQSTaskIQWorker:
                 if isinstance(result, Exception):
                     raise result
         finally:
+            await self.fellows.close()
             await self.parents.close()
             unsubscribe()
             logger.info("worker %s has ended", self.name, extra=fields(worker=self.identity))
@@ -309,6 +312,14 @@ class SQSTaskIQWorker:
             left = max(0.0, claim.lease_left or 0.0)
             logger.info("another claim holds the attempt for up to %.0f s: hiding this delivery", left, extra=about)
             await self.hide(delivery, left + 1)
+        elif claim.outcome == "orphaned":
+            pause = min(2.0**delivery.receive_count, DELAY_MAX)
+            logger.warning(
+                "nobody coordinates the run any more: not starting the step, hiding this delivery for %.0f s",
+                pause,
+                extra=about,
+            )
+            await self.hide(delivery, pause)
         elif claim.outcome == "missing":
             await self._quarantine(delivery, "missing", "no row is known for this attempt")
         elif claim.outcome == "expired" and claim.state == "queued":
@@ -473,6 +484,10 @@ class SQSTaskIQWorker:
 
     def _on_event(self, event: _core.Event) -> None:
         generation = event.generation
+        if event.kind == "notification" and event.channel == self._host_channel:
+            if event.payload != self.identity:
+                self._in_background(self._look_for_fellows())
+            return
         if event.kind == "notification":
             if event.channel != worker_channel(self.identity) or not (event.payload or "").isdecimal():
                 return
@@ -492,6 +507,12 @@ class SQSTaskIQWorker:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def _look_for_fellows(self) -> None:
+        try:
+            await self.fellows.look()
+        except CoreError as error:
+            logger.warning("the other workers of this host are not known: %s", error)
+
     async def _register(self) -> None:
         await self.store.register_worker(
             self.identity,
@@ -501,6 +522,7 @@ class SQSTaskIQWorker:
             self._boot_id,
             self.queues,
             self.slots,
+            pid_start=process_start(os.getpid()),
             ttl=4 * WORKER_HEARTBEAT,
         )
 
@@ -510,6 +532,7 @@ class SQSTaskIQWorker:
             try:
                 if not await self.store.heartbeat_worker(self.identity, len(self._attempts)):
                     await self._register()
+                await self.fellows.look()
                 # With all slots busy nothing else asks for newer ones, and the core hides messages with what it has.
                 await asyncio.to_thread(self.broker.client.refresh_credentials)
             except CoreError as error:
@@ -592,11 +615,3 @@ def _task_name(body: bytes) -> str | None:
         return None
     name = message.get("task_name") if isinstance(message, dict) else None
     return name if isinstance(name, str) else None
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -155,6 +155,15 @@ static PyObject *die_with_parent(PyObject *module, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *outlive_parent(PyObject *module, PyObject *unused)
+{
+    struct dtq_error err;
+    (void)unused;
+    if (dtq_fence_outlive_parent(&err))
+        return raise_error(PyModule_GetState(module), &err);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"boot_ns", boot_ns, METH_NOARGS, "boot_ns($module)\n--\n\nThe clock of fence deadlines, in nanoseconds."},
     {"fence_arm", (PyCFunction)(void (*)(void))fence_arm, METH_VARARGS | METH_KEYWORDS,
@@ -163,6 +172,7 @@ static PyMethodDef functions[] = {
      "fence_deadline_ns($module, fd, slot, generation)\n--\n\nThe deadline of the slot, 0 when there is none."},
     {"die_with_parent", die_with_parent, METH_O,
      "die_with_parent($module, expected_parent, /)\n--\n\nHave the kernel kill this process when its parent dies."},
+    {"outlive_parent", outlive_parent, METH_NOARGS, "outlive_parent($module)\n--\n\nTake die_with_parent back."},
     {NULL, NULL, 0, NULL},
 };
 

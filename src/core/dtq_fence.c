@@ -420,3 +420,14 @@ enum dtq_code dtq_fence_die_with_parent(int expected_parent, struct dtq_error *e
     return dtq_error_set(err, DTQ_UNSUPPORTED, "a process cannot ask to die with its parent here");
 #endif
 }
+
+enum dtq_code dtq_fence_outlive_parent(struct dtq_error *err)
+{
+#ifdef __linux__
+    if (prctl(PR_SET_PDEATHSIG, 0UL, 0UL, 0UL, 0UL) != 0)
+        return dtq_error_set_errno(err, errno, "PR_SET_PDEATHSIG");
+    return DTQ_OK;
+#else
+    return dtq_error_set(err, DTQ_UNSUPPORTED, "a process cannot ask to die with its parent here");
+#endif
+}

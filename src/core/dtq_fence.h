@@ -43,5 +43,7 @@ uint64_t dtq_fence_deadline_ns(int fd, int slot, int64_t generation);
 /* The process dies with SIGKILL when the thread that forked it (the main thread of expected_parent) dies; DTQ_FENCED
  * when that has happened already.  Linux; elsewhere DTQ_UNSUPPORTED. */
 enum dtq_code dtq_fence_die_with_parent(int expected_parent, struct dtq_error *err) DTQ_MUST_CHECK;
+/* Takes that back. */
+enum dtq_code dtq_fence_outlive_parent(struct dtq_error *err) DTQ_MUST_CHECK;
 
 #endif

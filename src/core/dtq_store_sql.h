@@ -7,13 +7,14 @@
  * make it earlier.
  *
  * Step rows (key: run_id, step_key, attempt).  Terminal states: succeeded, failed, cancelled, lost; they never change.
- * "mine": the run row has the coordinator generation that the caller gives.
+ * "mine": the run row has the coordinator generation that the caller gives; "coordinated": the coordinator's lease
+ * has not run out.
  *
  *   from     to         statement       who                guard                         effect; notified
  *   -        queued     enqueue         executor           run active and mine, no       sent_at null
  *                                                          live attempt of the step
  *   queued   queued     resend          executor (S2)      run active and mine, due      sends + 1, sent_at; -
- *   queued   claimed    claim           worker, free slot  run active                    generation, lease, owner; -
+ *   queued   claimed    claim           worker, free slot  run active, coordinated       generation, lease, owner; -
  *   queued   cancelled  cancel_queued   executor           run mine                      run
  *   queued   cancelled  end_run         executor           run mine                      run
  *   queued   cancelled  claim           worker             run not active                run
@@ -51,7 +52,8 @@
  * call, complete, start, hand_back and mark_lost by the generation; the others are idempotent.
  *
  * Notifications: of a single row to its run {"step_key", "attempt", "state"}; of many rows, or when that is too long,
- * {} ("look"); of a cancelled run {"run_state"}; to a worker the generation to cancel.
+ * {} ("look"); of a cancelled run {"run_state"}; to a worker the generation to cancel; to the workers of a host who
+ * has joined them.
  */
 #ifndef DTQ_STORE_SQL_H
 #define DTQ_STORE_SQL_H
@@ -62,6 +64,7 @@
 /* clang-format off */
 
 #define RUN_CHANNEL(run_id) "'dtq_run_' || replace(" run_id ", '-', '')"
+#define HOST_CHANNEL(boot_id) "'dtq_host_' || md5(" boot_id ")"
 #define TELL_RUN_ROW(s) \
     "pg_notify(" RUN_CHANNEL(s ".run_id") ", CASE WHEN octet_length(" ROW_JSON(s) ") < 8000 THEN " ROW_JSON(s) \
     " ELSE '{}' END)::text"
@@ -220,7 +223,7 @@ static const struct dtq_statement statements[] = {
      "(SELECT count(*) FROM dagster_taskiq_workers w "
      "WHERE $1::text = ANY (w.queues) AND w.heartbeat_at + w.ttl > now()) "
      "FROM dagster_taskiq_steps s JOIN dagster_taskiq_runs r ON r.run_id = s.run_id AND r.state = 'active' "
-     "WHERE s.queue = $1::text AND s.state IN ('queued', 'claimed')"},
+     "AND r.lease > now() WHERE s.queue = $1::text AND s.state IN ('queued', 'claimed')"},
 
     /* run_id, generation, step keys or null, attempts */
     {"cancel_queued", "tiTI", "ti",
@@ -291,11 +294,13 @@ static const struct dtq_statement statements[] = {
     /* run_id, step_key, attempt, owner, nonce, ttl s, host, boot_id, delivery_id, deliveries
      * -> outcome, generation, state, lease left s, owner; no row: missing */
     {"claim", "ttittfttti", "titft",
-     "WITH run AS (SELECT r.run_id, r.state = 'active' AS active FROM dagster_taskiq_runs r "
+     "WITH run AS (SELECT r.run_id, r.state = 'active' AS active, r.lease < now() AS orphaned "
+     "FROM dagster_taskiq_runs r "
      "WHERE r.run_id = $1::text FOR SHARE), "
      "step AS (SELECT s.* FROM dagster_taskiq_steps s "
      "WHERE s.run_id = (SELECT run_id FROM run) AND s.step_key = $2::text AND s.attempt = $3::int FOR UPDATE), "
      "seen AS (SELECT step.*, run.active, CASE "
+     "WHEN step.state = 'queued' AND run.active AND run.orphaned THEN 'orphaned' "
      "WHEN step.state = 'queued' AND run.active THEN 'claimed' "
      "WHEN step.state = 'queued' THEN 'run_inactive' "
      "WHEN step.state = 'claimed' AND step.nonce = $5::text THEN 'again' "
@@ -388,13 +393,15 @@ static const struct dtq_statement statements[] = {
 
     /* ---- workers ------------------------------------------------------------------------------------------------- */
 
-    /* identity, name, host, pid, boot_id, queues, slots, ttl s */
-    {"register_worker", "tttitTif", "",
-     "INSERT INTO dagster_taskiq_workers (identity, name, host, pid, boot_id, queues, slots, ttl) VALUES ($1::text, "
-     "$2::text, $3::text, $4::int, $5::text, $6::text[], $7::int, " SECONDS("$8::float8") ") "
+    /* identity, name, host, pid, start of the process, boot_id, queues, slots, ttl s */
+    {"register_worker", "tttittTif", "",
+     "INSERT INTO dagster_taskiq_workers AS w (identity, name, host, pid, pid_start, boot_id, queues, slots, ttl) "
+     "VALUES ($1::text, $2::text, $3::text, $4::int, $5::text, $6::text, $7::text[], $8::int, "
+     SECONDS("$9::float8") ") "
      "ON CONFLICT (identity) DO UPDATE SET name = excluded.name, host = excluded.host, pid = excluded.pid, "
-     "boot_id = excluded.boot_id, queues = excluded.queues, slots = excluded.slots, ttl = excluded.ttl, "
-     "heartbeat_at = now()"},
+     "pid_start = excluded.pid_start, boot_id = excluded.boot_id, queues = excluded.queues, "
+     "slots = excluded.slots, ttl = excluded.ttl, heartbeat_at = now() "
+     "RETURNING pg_notify(" HOST_CHANNEL("w.boot_id") ", w.identity)::text"},
 
     /* identity, busy */
     {"heartbeat_worker", "ti", "i",
@@ -405,6 +412,18 @@ static const struct dtq_statement statements[] = {
     {"remove_worker", "t", "",
      "DELETE FROM dagster_taskiq_workers "
      "WHERE identity = $1::text"},
+
+    /* boot_id, identity of who asks */
+    {"fellows", "tt", "ttit",
+     "SELECT w.identity, w.name, w.pid, w.pid_start FROM dagster_taskiq_workers w "
+     "WHERE w.boot_id = $1::text AND w.identity <> $2::text ORDER BY w.identity"},
+
+    /* owner, boot_id -> its claims whose lease runs: key, generation, pid, start of the process, whether it started */
+    {"claims_of", "tt", "ttiiitb",
+     "SELECT s.run_id, s.step_key, s.attempt, s.generation, s.pid, s.pid_start, s.started_at IS NOT NULL "
+     "FROM dagster_taskiq_steps s "
+     "WHERE s.owner = $1::text AND s.boot_id = $2::text AND s.state = 'claimed' AND s.lease > now() "
+     "ORDER BY " KEY_ORDER("s")},
 
     {"list_workers", "", "tttitTiiffb",
      "SELECT w.identity, w.name, w.host, w.pid, w.boot_id, w.queues, w.slots, w.busy, " EPOCH("w.started_at") ", "

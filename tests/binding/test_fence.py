@@ -113,6 +113,29 @@ time.sleep(600)
             process.kill()
             assert process.stdout.read() == b""
 
+    def test_taken_back(self) -> None:
+        """It goes on when its parent has died, and says so."""
+        script = """
+import os
+from dagster_taskiq import _core
+parent, (reader, writer) = os.getpid(), os.pipe()
+if os.fork() == 0:
+    os.close(writer)
+    _core.die_with_parent(parent)
+    _core.outlive_parent()
+    os.write(1, b"ready")
+    os.read(reader, 1)
+    os.write(1, b"alive")
+    os._exit(0)
+os.close(reader)
+os.wait()
+"""
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            assert process.stdout.read(5) == b"ready"
+            process.kill()
+            assert process.stdout.read() == b"alive"
+
     def test_parent_gone_already(self) -> None:
         with pytest.raises(errors.LeaseLostError):
             subprocess_code(f"_core.die_with_parent({2**22 + 1})")

@@ -30,7 +30,7 @@ STRANGE = [
 
 
 def register(store: _core.Store, identity: str, queues: Any) -> None:
-    store.run("register_worker", [identity, "name", "host", 7, "boot", queues, 3, 60.0]).result()
+    store.run("register_worker", [identity, "name", "host", 7, "start", "boot", queues, 3, 60.0]).result()
 
 
 def workers(store: _core.Store) -> list[tuple[Any, ...]]:

@@ -265,7 +265,9 @@ START_TEST(dies_with_its_parent)
         pid_t me = getpid();
         if (fork() == 0) {
             struct dtq_error err;
-            char code = (char)dtq_fence_die_with_parent(me, &err);
+            char code = (char)dtq_fence_outlive_parent(&err); /* of nothing yet: does no harm */
+            if (code == DTQ_OK)
+                code = (char)dtq_fence_die_with_parent(me, &err);
             if (write(out[1], &code, 1) != 1)
                 _exit(1);
             for (;;)

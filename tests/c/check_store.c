@@ -447,7 +447,7 @@ START_TEST(a_deadlock_is_tried_again)
                                             "dagster_taskiq_workers FOR EACH ROW EXECUTE FUNCTION check_fail()"),
                                         0, &err))),
         DTQ_OK);
-    const char *worker[] = {"deadlock", "n", "h", "1", "b", "{}", "1", "60"};
+    const char *worker[] = {"deadlock", "n", "h", "1", "7", "b", "{}", "1", "60"};
     struct dtq_store_op *op = sf_start(&f, "register_worker", worker, 0);
     ck_assert_msg(sf_wait_for(&f, op) == DTQ_OK, "%s", sf_message(op));
     sf_release(&f, op);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import select
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 import pytest
+import services
 
-from dagster_taskiq.store import IdempotencyStore
+from dagster_taskiq.store import Fellow, FellowClaim, IdempotencyStore, host_channel
 
 from .conftest import TTL, Run, Sql
 
@@ -220,6 +222,22 @@ def test_claim(run: Run) -> None:
     (row,) = run.store.steps(run.id).result()
     assert (row.worker_name, row.deliveries, row.delivery_id, row.host) == ("worker one", 3, "message", "h")
     assert row.generation == claim.generation and row.claimed_at is not None and row.started_at is None
+
+
+def test_an_orphaned_attempt_is_not_claimed(run: Run) -> None:
+    """Nobody waits for it: it stays queued, until somebody does again."""
+    run.queued("a")
+    first = run.claimed("b")
+    run.sql("UPDATE dagster_taskiq_runs SET lease = now() - interval '1 s' WHERE run_id = %s", run.id)
+    before = run.row("a")
+    claim = run.claim("a")
+    assert (claim.outcome, claim.state, claim.generation) == ("orphaned", "queued", None)
+    assert run.row("a") == before
+    assert run.store.queue_depth(run.queue).result().queued == 0
+    # What is claimed goes on.
+    assert run.store.start(run.id, "b", 1, first).result()
+    assert run.store.renew_run(run.id, run.generation, 60.0).result() == "active"
+    assert run.claim("a").outcome == "claimed"
 
 
 def test_a_retried_claim_gets_the_same_generation(run: Run) -> None:
@@ -557,6 +575,31 @@ def test_workers(store: IdempotencyStore, sql: Sql) -> None:
     assert not row.alive
     store.remove_worker(identity).result()
     assert identity not in [w.identity for w in store.list_workers().result()]
+
+
+def test_fellows(run: Run) -> None:
+    """Workers of one host, their claims whose leases run, and the word to the others."""
+    store, host = run.store, "boot-" + run.queue
+    store.listen(host_channel(host)).result()
+    for identity, boot_id in (("a", host), ("b", host), ("c", "elsewhere")):
+        store.register_worker(identity + run.queue, identity, "h", 7, boot_id, [], 1, pid_start="5").result()
+    assert store.fellows(host, "a" + run.queue).result() == [Fellow("b" + run.queue, "b", 7, "5")]
+    told: list[str | None] = []
+    loop = store.loop_of_test  # type: ignore[attr-defined]
+    while len(told) < 2:
+        select.select([loop], [], [], services.DEADLINE)
+        told += [event.payload for event in loop.drain() if event.kind == "notification"]
+    assert told == ["a" + run.queue, "b" + run.queue]
+    owner = "b" + run.queue
+    for key, boot_id in (("one", host), ("two", host), ("past", host), ("other", "elsewhere")):
+        run.queued(key)
+        run.claim(key, owner=owner, boot_id=boot_id)
+    generation = next(row.generation for row in store.steps(run.id).result() if row.step_key == "one")
+    assert store.start(run.id, "one", 1, generation, pid=42, pid_start="7").result()
+    run.expire("past")
+    one, two = store.claims_of(owner, host).result()
+    assert one == FellowClaim(run.id, "one", 1, generation, 42, "7", True)
+    assert (two.step_key, two.pid, two.pid_start, two.started) == ("two", None, None, False)
 
 
 def test_parts(store: IdempotencyStore, sql: Sql) -> None:

@@ -117,6 +117,23 @@ def test_a_claim_whose_lease_is_past(stage: Any, start_worker: Any) -> None:
     assert stage.starts("quick") == 0
 
 
+def test_a_run_that_nobody_coordinates(stage: Any, start_worker: Any) -> None:
+    """What runs goes on; what is queued does not start, until the coordinator's lease runs again."""
+    worker = start_worker()
+    stage.send("slow")
+    stage.wait_for_note("start", "slow")
+    services.rows(stage.database_url, "UPDATE dagster_taskiq_runs SET lease = now() - interval '1 s'")
+    stage.send("quick")
+    worker.wait_for_log("nobody coordinates the run")
+    stage.release()
+    stage.wait_for_state("slow", "succeeded")
+    assert stage.row("quick").state == "queued"
+    assert stage.queue.counts() == (0, 1)
+    assert stage.store.renew_run(stage.run_id, stage.generation, 3600.0).result(10) == "active"
+    stage.wait_for_state("quick", "succeeded")
+    stage.wait_for_messages(0, 0)
+
+
 def test_no_more_is_received_than_there_are_slots(stage: Any, start_worker: Any) -> None:
     start_worker(slots=1)
     stage.send("slow")
