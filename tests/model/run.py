@@ -143,6 +143,11 @@ class Result:
     story: list[str]
 
 
+def switches() -> set[str]:
+    """The rules that the model can leave out, without their prefix BUG_."""
+    return set(re.findall(r"\bBUG_(\w*[A-Z])\b", MODEL.read_text()))
+
+
 def tools() -> list[str]:
     """The programs that are needed and not there."""
     return [name for name in ("spin", os.environ.get("CC", "cc")) if shutil.which(name) is None]
