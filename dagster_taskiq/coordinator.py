@@ -9,6 +9,7 @@ in the queue whose message is gone."""
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -58,8 +59,18 @@ SEND_BYTES: Final = 240 * 1024
 """Of one batch: SQS's limit is 1 MiB, 256 KiB on older endpoints."""
 
 SEND_ENTRIES: Final = 10
-MAX_SENDS: Final = 12
-"""Messages for one row before it is given up: about an hour and a half with the default backoff."""
+MAX_VANISHED: Final = 5
+"""Messages of one row that may vanish from its queue, no worker having claimed it, before it is given up: about 25
+minutes with the default backoff."""
+
+QUEUE_RETURN: Final = 600.0
+"""Seconds for which a queue that was deleted under the run may be missing; then the run fails, naming it."""
+
+DEAD_POLL: Final = 20.0
+"""Seconds after a loss in which the dead worker's last long poll can still take a message and hide it."""
+
+ECHO: Final = 1.0
+"""Seconds after which a message that was sent in that time is sent once more."""
 
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 15.0
@@ -90,6 +101,8 @@ class _Flight:
     since: float
     message_id: str | None = None
     sends: int = 0
+    vanished: int = 0
+    """How often it was sent again because the queue had fewer messages than rows."""
 
 
 @dataclass(slots=True)
@@ -113,6 +126,8 @@ class _Queue:
     pause: float
     warned: bool = False
     looking: bool = False
+    missing_since: float | None = None
+    """Since when SQS has said that it does not exist; infinitely long ago until SQS has once said that it does."""
     unsent: list[list[tuple[Key, bytes]]] = field(default_factory=list)
     """What waits for the URL."""
 
@@ -174,6 +189,7 @@ class RunCoordinator:
         self._looking = False
         self._cancelling = False
         self._last_trouble = float("-inf")
+        self._last_loss = float("-inf")
 
     # ---- the run's life ---------------------------------------------------------------------------------------------
 
@@ -325,11 +341,13 @@ class RunCoordinator:
             self._sqs.send(queue.url, entries),
             lambda results: self._chunk_sent(queue, chunk, results, failures),
             failed,
+            functools.partial(_may_return, queue),
         )
 
     def _chunk_sent(
         self, queue: _Queue, chunk: list[tuple[Key, bytes]], results: list[dict[str, Any]], failures: int
     ) -> None:
+        queue.missing_since = None
         again = []
         for (key, body), result in zip(chunk, results, strict=True):
             flight = self._flights.get(key)
@@ -338,6 +356,8 @@ class RunCoordinator:
             if result["ok"]:
                 flight.message_id = result["message_id"]
                 flight.sends += 1
+                if flight.sends == 1 and time.monotonic() < self._last_loss + DEAD_POLL:
+                    self._schedule(ECHO, functools.partial(self._send_again, [key]))
             elif result.get("sender_fault"):
                 self._reject(key, f"{result.get('code')}: {result.get('message')}")
             else:
@@ -374,7 +394,7 @@ class RunCoordinator:
         if queue is None:
             given = self.settings.queue_url if name == self.settings.queue else None
             base = self.settings.backoff_base
-            queue = _Queue(name, given, time.monotonic() + base, base)
+            queue = _Queue(name, given, time.monotonic() + base, base, missing_since=float("-inf"))
             self._queues[name] = queue
             if given is None:
                 self._look_up(queue)
@@ -398,6 +418,7 @@ class RunCoordinator:
                 self._trouble(f"cannot look up queue {queue.name!r}, trying again: {error}")
                 self._schedule(_retry_pause(failures), lambda: self._look_up(queue, failures + 1))
                 return
+            queue.missing_since = None
             unsent, queue.unsent = queue.unsent, []
             for chunk in unsent:
                 self._send_chunk(queue, chunk, 0)
@@ -485,6 +506,8 @@ class RunCoordinator:
             self._looking = False
             for outcome in outcomes:
                 key = (outcome.step_key, outcome.attempt)
+                if outcome.state == "lost":
+                    self._last_loss = time.monotonic()
                 if (flight := self._flights.pop(key, None)) is not None:
                     self._notices.append(Ended(outcome, flight.queue, flight.message_id, flight.sends))
             self._look(())
@@ -588,22 +611,31 @@ class RunCoordinator:
             waiting, hidden, delayed = (int(attributes.get(name, 0)) for name in names)
             undelivered = waiting + delayed + max(0, hidden - depth.claimed)
             deficit = depth.queued - undelivered
-            if queue.pause >= self.settings.backoff_cap:
-                deficit = max(deficit, SEND_ENTRIES)
             if deficit > 0:
-                self._resend(deficit)
+                self._resend(deficit, vanished=True)
+            elif queue.pause >= self.settings.backoff_cap:
+                # The count is approximate, and other applications' messages may be in it.
+                self._resend(SEND_ENTRIES, vanished=False)
 
         request = {"QueueUrl": queue.url, "AttributeNames": names}
-        self._watch(self._sqs.call("GetQueueAttributes", request), counted, self._later)
+        operation = self._sqs.call("GetQueueAttributes", request)
+        self._watch(operation, counted, self._later, functools.partial(_may_return, queue))
 
-    def _resend(self, limit: int) -> None:
+    def _resend(self, limit: int, *, vanished: bool) -> None:
         settings = self.settings
 
         def resent(rows: list[Resend]) -> None:
-            self._send_again((row.step_key, row.attempt) for row in rows if row.sends <= MAX_SENDS)
-            for row in rows:
-                if row.sends > MAX_SENDS:
-                    self._give_up((row.step_key, row.attempt), row.sends)
+            again = []
+            for key in ((row.step_key, row.attempt) for row in rows):
+                flight = self._flights.get(key)
+                if flight is None:
+                    continue
+                flight.vanished += vanished
+                if flight.vanished > MAX_VANISHED:
+                    self._give_up(key, flight)
+                else:
+                    again.append(key)
+            self._send_again(again)
 
         self._then(
             lambda: self._store.resend(
@@ -612,8 +644,9 @@ class RunCoordinator:
             resent,
         )
 
-    def _give_up(self, key: Key, sends: int) -> None:
-        self._take_from_queue([key], lambda _: self._notices.append(Untaken(*key, sends)))
+    def _give_up(self, key: Key, flight: _Flight) -> None:
+        untaken = Untaken(*key, flight.queue, flight.sends)
+        self._take_from_queue([key], lambda _: self._notices.append(untaken))
 
     # ---- cancelling and fencing -------------------------------------------------------------------------------------
 
@@ -681,15 +714,17 @@ class RunCoordinator:
         operation: Operation[Any],
         call: Callable[[Any], None],
         failed: Callable[[DagsterTaskiqError], None] | None = None,
+        passes: Callable[[DagsterTaskiqError], bool] | None = None,
     ) -> None:
         """Have ``call`` called with the result when it is there, or ``failed`` with an error that may pass; another
         error ends the run."""
+        may_pass = passes or _may_pass
 
         def done(finished: Operation[Any]) -> None:
             try:
                 value = finished.result(0)
             except DagsterTaskiqError as error:
-                if failed is None or not _may_pass(error):
+                if failed is None or not may_pass(error):
                     raise
                 failed(error)
                 return
@@ -760,6 +795,16 @@ class RunCoordinator:
 def _may_pass(error: DagsterTaskiqError) -> bool:
     """Whether the same call can succeed a little later."""
     return bool(getattr(error, "retryable", False)) or isinstance(error, OperationTimeoutError)
+
+
+def _may_return(queue: _Queue, error: DagsterTaskiqError) -> bool:
+    """Also of a queue that was there and has been deleted: it may be about to be made again."""
+    if not isinstance(error, QueueMissingError):
+        return _may_pass(error)
+    now = time.monotonic()
+    if queue.missing_since is None:
+        queue.missing_since = now
+    return now - queue.missing_since < QUEUE_RETURN
 
 
 def _retry_pause(failures: int) -> float:

@@ -49,10 +49,11 @@ class Unserved:
 
 @dataclass(frozen=True, slots=True)
 class Untaken:
-    """Messages were sent for a row again and again, and no worker claimed it; the row is cancelled."""
+    """Messages for a row vanished from its queue again and again, and no worker claimed it; the row is cancelled."""
 
     step_key: str
     attempt: int
+    queue: str
     sends: int
 
 

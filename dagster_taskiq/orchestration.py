@@ -275,8 +275,9 @@ class RunOrchestration:
                 yield from self._unserved(notice)
             elif isinstance(notice, Untaken):
                 reason = (
-                    f"{notice.sends} messages were sent for the step, and no worker claimed it. They may be in the"
-                    " dead-letter queue of the step's queue, each with the reason."
+                    f"{notice.sends} messages were sent for the step to queue {notice.queue!r}. They vanished, and"
+                    " no worker claimed the step. They may be in the queue's dead-letter queue: those that a worker"
+                    " refused have the reason as an attribute, others were received too often (maxReceiveCount)."
                 )
                 yield self._fail(notice.step_key, reason)
             elif isinstance(notice, Rejected):

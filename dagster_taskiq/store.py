@@ -178,6 +178,8 @@ class Claim:
     lease_left: float | None
     owner: str | None
     """Of the claim that this call met or made."""
+    same_message: bool
+    """held: the other claim came by this very message, not by a copy of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ def _ended(rows: list[_Row]) -> EndedRun | None:
 
 
 def _claim(rows: list[_Row]) -> Claim:
-    return Claim(*rows[0]) if rows else Claim("missing", None, None, None, None)
+    return Claim(*rows[0]) if rows else Claim("missing", None, None, None, None, False)
 
 
 def _split(keys: Iterable[StepKey] | None) -> tuple[list[str] | None, list[int] | None]:

@@ -31,6 +31,7 @@ from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
 from dagster_taskiq.fellows import Fellows
 from dagster_taskiq.fellows import boot_id as _boot_id
+from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
@@ -58,6 +59,7 @@ class SQSTaskIQWorker:
     ``settings.queue``.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
+    ``without``: levers to switch off (:mod:`dagster_taskiq.levers`).
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
     ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
     lost, so that they run again elsewhere.
@@ -76,6 +78,7 @@ class SQSTaskIQWorker:
         slots: int = 2,
         name: str | None = None,
         isolation: str = "auto",
+        without: Collection[str] = (),
         cancel_grace: float = 10.0,
         drain_timeout: float = 30.0,
         signing_keys: Sequence[str] | None = None,
@@ -103,6 +106,7 @@ class SQSTaskIQWorker:
         self._visibility = settings.visibility_timeout
         self._signing_keys = list(signing_keys if signing_keys is not None else filter(None, [settings.signing_key]))
         self._isolation = isolation
+        self._levers = all_but(without)
         self._foreign = foreign
         self._boot_id = _boot_id()
         self._host_channel = host_channel(self._boot_id)
@@ -142,7 +146,7 @@ class SQSTaskIQWorker:
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
-        self.parents = WarmParents(self.board, isolation=self._isolation)
+        self.parents = WarmParents(self.board, isolation=self._isolation, levers=self._levers)
         self.fellows = Fellows(self.store, identity=self.identity, name=self.name, boot_id=self._boot_id)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
@@ -310,8 +314,12 @@ class SQSTaskIQWorker:
             await self._run_attempt(delivery, task, claim.generation, claimed_ns)
         elif claim.outcome == "held":
             left = max(0.0, claim.lease_left or 0.0)
-            logger.info("another claim holds the attempt for up to %.0f s: hiding this delivery", left, extra=about)
-            await self.hide(delivery, left + 1)
+            if claim.same_message:
+                logger.info("another claim holds the attempt for up to %.0f s: hiding this delivery", left, extra=about)
+                await self.hide(delivery, left + 1)
+            else:
+                logger.info("another claim holds the attempt: deleting this copy of its message", extra=about)
+                await self.delete(delivery)
         elif claim.outcome == "orphaned":
             pause = min(2.0**delivery.receive_count, DELAY_MAX)
             logger.warning(

@@ -292,8 +292,8 @@ static const struct dtq_statement statements[] = {
     /* ---- the worker's moves -------------------------------------------------------------------------------------- */
 
     /* run_id, step_key, attempt, owner, nonce, ttl s, host, boot_id, delivery_id, deliveries
-     * -> outcome, generation, state, lease left s, owner; no row: missing */
-    {"claim", "ttittfttti", "titft",
+     * -> outcome, generation, state, lease left s, owner, whether the claim met came by this message; no row: missing */
+    {"claim", "ttittfttti", "titftb",
      "WITH run AS (SELECT r.run_id, r.state = 'active' AS active, r.lease < now() AS orphaned "
      "FROM dagster_taskiq_runs r "
      "WHERE r.run_id = $1::text FOR SHARE), "
@@ -333,7 +333,8 @@ static const struct dtq_statement statements[] = {
      "UNION ALL SELECT generation, state, lease, owner FROM back) "
      "SELECT CASE seen.outcome WHEN 'again' THEN 'claimed' ELSE seen.outcome END, coalesce(moved.generation, "
      "seen.generation), coalesce(moved.state, seen.state), " LEFT("coalesce(moved.lease, seen.lease)")
-     ", coalesce(moved.owner, seen.owner) FROM seen LEFT JOIN moved ON true"},
+     ", coalesce(moved.owner, seen.owner), coalesce(seen.delivery_id = $9::text, false) "
+     "FROM seen LEFT JOIN moved ON true"},
 
     /* run_id, step_key, attempt, generation, pid, start of the process */
     {"start", "ttiiit", "i",
