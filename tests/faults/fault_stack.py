@@ -189,12 +189,12 @@ class Stack:
             **services.dummy_environment(),
             MARK: self._mark,
             "DAGSTER_HOME": str(home),
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": _path(HERE),
             fault_jobs.HISTORY: str(self.history),
             fault_jobs.SLOTS: str(self.slots),
             fault_jobs.LONG: str(self._long_seconds),
         }
-        os.environ.update(self.environment)
+        os.environ["DAGSTER_HOME"] = str(home)
         self.instance = stack.enter_context(DagsterInstance.get())
         stack.callback(self._end_processes)
         for _ in range(self._worker_count):
@@ -236,7 +236,7 @@ class Stack:
         }
         if worker.preload:
             environment["FAULT_TEST_PRELOAD"] = worker.preload
-            environment["PYTHONPATH"] = f"{PRELOAD}:{HERE}"
+            environment["PYTHONPATH"] = _path(PRELOAD, HERE)
         worker.process = self._start(f"{worker.name}.{worker.starts}", command, environment)
         worker.expected_end = False
         worker.restart_at = None
@@ -418,6 +418,10 @@ class Stack:
             for pid in family:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _path(*folders: Path) -> str:
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _children(pid: int) -> list[int]:

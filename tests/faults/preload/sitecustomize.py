@@ -19,29 +19,41 @@ def _no_fence():
     _core.fence_arm = lambda *arguments: None
 
 
-def _stop_before_first_start(store):
+def _stop_before_first_start(store, *, guarded):
+    """Between claim and start, until it is continued.  What it has under way then is carried through: the worker's
+    other precautions (its own clock, the answers to its renewals) come too late."""
     start = store.IdempotencyStore.start
     pending = [True]
 
-    def stopping_start(self, *arguments, **options):
+    def stopping_start(self, run_id, step_key, attempt, generation, **process):
         if pending:
             pending.clear()
             os.kill(os.getpid(), signal.SIGSTOP)
-        return start(self, *arguments, **options)
+        if not guarded:
+            generation = _generation_of(self.steps(run_id).result(), step_key, attempt)
+        started = start(self, run_id, step_key, attempt, generation, **process).result()
+
+        async def answer():
+            return started
+
+        return answer()
 
     store.IdempotencyStore.start = stopping_start
+
+
+def _generation_of(rows, step_key, attempt):
+    return next(row.generation for row in rows if (row.step_key, row.attempt) == (step_key, attempt))
 
 
 def _no_guard(store):
     def unguarded(move):
         async def call(self, run_id, step_key, attempt, generation, *arguments, **options):
-            rows = await self.steps(run_id)
-            now = next(row.generation for row in rows if (row.step_key, row.attempt) == (step_key, attempt))
+            now = _generation_of(await self.steps(run_id), step_key, attempt)
             return await move(self, run_id, step_key, attempt, now, *arguments, **options)
 
         return call
 
-    for name in ("start", "complete", "hand_back", "mark_lost"):
+    for name in ("complete", "hand_back", "mark_lost"):
         setattr(store.IdempotencyStore, name, unguarded(getattr(store.IdempotencyStore, name)))
 
 
@@ -60,6 +72,6 @@ elif _wanted in ("no_guard", "guard"):
 
     if _wanted == "no_guard":
         _no_guard(_store)
-    _stop_before_first_start(_store)
+    _stop_before_first_start(_store, guarded=_wanted == "guard")
 elif _wanted == "other_host":
     _other_host()

@@ -1,0 +1,173 @@
+"""From a failure to the moment at which things go on: each function makes a stack, breaks it once, gives seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fault_jobs
+import services
+from fault_stack import RunHandle, Stack, Timing, WorkerSlot
+
+LEASE = 10.0
+BOOT = time.CLOCK_BOOTTIME
+
+
+@contextmanager
+def _holding(folder: Path, *, workers: int = 2, preload: str | None = None) -> Iterator[tuple[Stack, RunHandle, Path]]:
+    """A run whose one step waits, on one of several workers with a slot each."""
+    release = folder.with_name("release")
+    with Stack(folder, workers=0, timing=Timing(lease_ttl=LEASE), drain_timeout=0.0) as stack:
+        stack.environment[fault_jobs.SLOTS] = str(workers)
+        for _ in range(workers):
+            stack.add_worker(slots=1, preload=preload)
+        stack.wait_until_ready()
+        # All have a warm parent already: what is measured is the way back, not Python's imports.
+        _warm_up(stack)
+        run = stack.launch("holding", held={"file": str(release)})
+        services.wait_for(lambda: _starts(stack, run), "the first start")
+        yield stack, run, release
+        release.touch()
+
+
+def _warm_up(stack: Stack) -> None:
+    run = stack.launch("all_slots")
+    _until_ended(stack, run)
+    assert run.status == "SUCCESS", run.process.output
+
+
+def _until_ended(stack: Stack, run: RunHandle) -> None:
+    def ended() -> bool:
+        stack.supervise()
+        return run.status is not None
+
+    services.wait_for(ended, "the end of a run", 180)
+
+
+def _starts(stack: Stack, run: RunHandle) -> list[dict[str, Any]]:
+    return [line for line in stack.history_lines() if line["run"] == run.id and line["what"] == "start"]
+
+
+def _holder(stack: Stack) -> WorkerSlot:
+    """The worker that has the step."""
+    return next(worker for worker in stack.workers if stack.step_processes(worker))
+
+
+def _next_start(stack: Stack, run: RunHandle, since_ns: int) -> float:
+    """From a moment (boot clock) to the start of the second attempt."""
+    (second,) = services.wait_for(lambda: _starts(stack, run)[1:2], "the next start", 60)
+    return float(second["boot_ns"] - since_ns) / 1e9
+
+
+def kill_worker(folder: Path) -> float:
+    """SIGKILL of a worker, another one on the same host → start of the next attempt."""
+    with _holding(folder) as (stack, run, _):
+        worker = _holder(stack)
+        worker.expected_end = True
+        assert worker.process is not None
+        begun = time.clock_gettime_ns(BOOT)
+        worker.process.send(signal.SIGKILL)
+        return _next_start(stack, run, begun)
+
+
+def lost_host(folder: Path) -> float:
+    """All processes of a worker killed and its links dead, the other worker on another host → the next start."""
+    with _holding(folder, workers=1, preload="other_host") as (stack, run, _):
+        lost = _holder(stack)
+        stack.add_worker(slots=1)
+        stack.wait_until_ready()
+        assert lost.process is not None
+        pids = [lost.process.pid, *stack.warm_parents(lost), *stack.step_processes(lost)]
+        for link in (lost.postgres, lost.sqs):
+            link.fault("refuse", 1000.0)
+        begun = time.clock_gettime_ns(BOOT)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return _next_start(stack, run, begun)
+
+
+def drain(folder: Path) -> float:
+    """SIGTERM of a worker whose step does not end within drain_timeout (0 s) → start of the next attempt."""
+    with _holding(folder) as (stack, run, _):
+        worker = _holder(stack)
+        worker.expected_end = True
+        assert worker.process is not None
+        begun = time.clock_gettime_ns(BOOT)
+        worker.process.send(signal.SIGTERM)
+        return _next_start(stack, run, begun)
+
+
+def kill_run_worker(folder: Path) -> float:
+    """SIGKILL of a run worker, resumed at once, its step ended meanwhile → the run's end (a Python start included)."""
+    with _holding(folder) as (stack, run, release):
+        run.process.kill()
+        release.touch()
+        services.wait_for(lambda: _state(stack, run) == "succeeded", "the step's end")
+        begun = time.monotonic()
+        _until_ended(stack, run)
+        return time.monotonic() - begun
+
+
+def postgres_back(folder: Path) -> float:
+    """PostgreSQL answers again after a restart → the completion row of a step that ended while it was away."""
+    with _holding(folder) as (stack, run, release):
+        pause = 2.0
+        restart = stack.postgres.start
+        back: list[float] = []
+
+        def start() -> Any:
+            # The step ends while there is no PostgreSQL; its own log entries wait for it as Dagster has it.
+            result = restart()
+            back.append(time.time())
+            release.touch()
+            return result
+
+        stack.postgres.start = start  # type: ignore[method-assign]
+        stack.postgres.restart(immediate=False, pause=pause)
+        sql = (
+            "SELECT extract(epoch FROM finished_at)::float8 FROM dagster_taskiq_steps"
+            " WHERE run_id = %s AND step_key = 'held' AND state = 'succeeded'"
+        )
+        ((finished,),) = services.wait_for(lambda: stack.rows(sql, run.id), "the step's end")
+        return float(finished) - back[0]
+
+
+def lost_notice(folder: Path) -> float:
+    """Completion row whose NOTIFY is lost → the next step's row."""
+    with _holding(folder) as (stack, run, release):
+        stack.run_postgres.fault("drop_notices", 1000.0)
+        release.touch()
+        sql = (
+            "SELECT extract(epoch FROM (b.queued_at - a.finished_at))::float8 FROM dagster_taskiq_steps a"
+            " JOIN dagster_taskiq_steps b ON b.run_id = a.run_id AND b.step_key = 'afterwards'"
+            " WHERE a.run_id = %s AND a.step_key = 'held' AND a.state = 'succeeded'"
+        )
+        ((seconds,),) = services.wait_for(lambda: stack.rows(sql, run.id), "the step after it")
+        return float(seconds)
+
+
+def _state(stack: Stack, run: RunHandle) -> str:
+    found = stack.rows(
+        "SELECT state FROM dagster_taskiq_steps WHERE run_id = %s AND step_key = 'held' ORDER BY attempt DESC", run.id
+    )
+    return str(found[0][0])
+
+
+KINDS: dict[str, Callable[[Path], float]] = {
+    "kill_worker": kill_worker,
+    "lost_host": lost_host,
+    "drain": drain,
+    "kill_run_worker": kill_run_worker,
+    "postgres_back": postgres_back,
+    "lost_notice": lost_notice,
+}
+
+
+def meaning(kind: str) -> str:
+    return (KINDS[kind].__doc__ or "").strip()
