@@ -45,6 +45,9 @@ MISSED_HEARTBEATS: Final = 3
 WORST_RENEWAL: Final = 5.0
 """Seconds that a renewal with a reconnect may take."""
 
+MIN_RETENTION: Final = 7200.0
+"""Seconds; younger rows are never pruned."""
+
 MAX_VISIBILITY: Final = 43_200
 """Seconds; SQS's own limit."""
 
@@ -70,6 +73,10 @@ class Settings:
     no_worker_warning: float | None = 60.0
     no_worker_timeout: float | None = None
     signing_key: str | None = field(default=None, repr=False)
+    previous_signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    code_locations: tuple[str, ...] = ()
+    load_timeout: float = 300.0
+    retention: float | None = 15 * 86_400.0
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -88,7 +95,7 @@ class Settings:
             )
 
     def _check_ranges(self) -> None:
-        for name in ("lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap"):
+        for name in ("lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap", "load_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name):g}.")
         for name in ("no_worker_warning", "no_worker_timeout", "max_concurrent"):
@@ -105,6 +112,10 @@ class Settings:
             )
         if not self.queue:
             raise ConfigError("queue must have a name.")
+        if self.previous_signing_keys and not self.signing_key:
+            raise ConfigError("previous_signing_keys needs a signing_key.")
+        if self.retention is not None and self.retention < MIN_RETENTION:
+            raise ConfigError(f"retention must be at least {MIN_RETENTION:g} s, or null, not {self.retention:g}.")
 
     @property
     def margin(self) -> float:
@@ -130,7 +141,8 @@ class Settings:
             if name not in ("base", "cap"):
                 raise ConfigError(f"unknown setting backoff.{name}. Known are: base, cap.")
             values[f"backoff_{name}"] = value
-        values["tag_concurrency_limits"] = tuple(values.get("tag_concurrency_limits") or ())
+        for name in LISTS:
+            values[name] = _as_tuple(name, values.get(name))
         return cls(**{name: _converted(name, value) for name, value in values.items()})
 
 
@@ -144,19 +156,36 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "queue_url": "DAGSTER_TASKIQ_QUEUE_URL",
     "database_url": "DAGSTER_TASKIQ_DATABASE_URL",
     "signing_key": "DAGSTER_TASKIQ_SIGNING_KEY",
+    "previous_signing_keys": "DAGSTER_TASKIQ_PREVIOUS_SIGNING_KEYS",
 }
 """Setting -> variable that gives its value where the config block does not."""
 
 EXECUTOR_ONLY: Final = ("retries", "step_dependency_config")
 """Entries of the block that only the executor reads, as Dagster's own executors define them."""
 
+WORKER_ONLY: Final = ("previous_signing_keys", "code_locations", "load_timeout", "retention")
+"""Settings that only workers read; a run's config has no place for them."""
+
+LISTS: Final = ("tag_concurrency_limits", "previous_signing_keys", "code_locations")
 WHOLE: Final = frozenset({"max_concurrent", "visibility_timeout", "worker_loss_retries"})
 REAL: Final = frozenset(
-    {"lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap", "no_worker_warning", "no_worker_timeout"}
+    {
+        *("lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap"),
+        *("no_worker_warning", "no_worker_timeout", "load_timeout", "retention"),
+    }
 )
 
-NULLABLE: Final = frozenset({"no_worker_warning"})
+NULLABLE: Final = frozenset({"no_worker_warning", "retention"})
 """Settings for which an explicit null differs from leaving them out."""
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Of text: its parts between commas, as the environment has lists."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, (list, tuple, type(None))):
+        raise ConfigError(f"{name} must be a list.")
+    return tuple(value or ())
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -213,8 +213,10 @@ class WarmParentHandle:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    async def start(self, job_origin: str, instance_ref: str, isolation: str, levers: Iterable[str]) -> None:
-        """Exec it and have it import.  Raises ``WarmParentError`` when it dies of that."""
+    async def start(
+        self, job_origin: str, instance_ref: str, isolation: str, levers: Iterable[str], load_timeout: float
+    ) -> None:
+        """Exec it and have it import.  Raises ``WarmParentError`` when it dies of that, or takes too long."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
@@ -222,6 +224,7 @@ class WarmParentHandle:
                 [
                     *(sys.executable, "-m", "dagster_taskiq.warm_parent"),
                     *("--control", str(theirs.fileno()), "--board", str(self._board.fileno())),
+                    *("--worker", str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._board.fileno()),
@@ -238,7 +241,14 @@ class WarmParentHandle:
                 "levers": sorted(levers),
             }
         )
-        await asyncio.shield(self._ready)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), load_timeout)
+        except asyncio.TimeoutError:
+            self._process.kill()
+            raise WarmParentError(
+                f"the code location was not imported within {load_timeout:g} s: raise load_timeout, or find what"
+                " hangs at import"
+            ) from None
 
     async def start_step(self, id_: int) -> StepProcess:
         """A new step process that waits for its attempt.  Raises ``WarmParentError``."""
@@ -370,11 +380,18 @@ class WarmParents:
     """
 
     def __init__(
-        self, board: _core.FenceBoard, *, isolation: str = "auto", levers: Iterable[str] = LEVERS, limit: int = 8
+        self,
+        board: _core.FenceBoard,
+        *,
+        isolation: str = "auto",
+        levers: Iterable[str] = LEVERS,
+        load_timeout: float = 300.0,
+        limit: int = 8,
     ) -> None:
         self._board = board
         self._isolation = isolation
         self._levers = frozenset(levers)
+        self._load_timeout = load_timeout
         self._limit = limit
         self._parents: OrderedDict[tuple[str, str, str], asyncio.Task[WarmParentHandle]] = OrderedDict()
         self._said: set[str] = set()
@@ -407,7 +424,7 @@ class WarmParents:
     async def _start(self, job_origin: str, instance_ref: str) -> WarmParentHandle:
         parent = WarmParentHandle(self._board, self.warn_once)
         try:
-            await parent.start(job_origin, instance_ref, self._isolation, self._levers)
+            await parent.start(job_origin, instance_ref, self._isolation, self._levers, self._load_timeout)
         except BaseException:
             await parent.close()
             raise

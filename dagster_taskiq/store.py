@@ -506,9 +506,9 @@ class IdempotencyStore:
         return self._run("get_parts", dict, list(digests))
 
     def prune(self, older_than: float) -> _core.Operation[Pruned]:
-        """Remove runs that ended, workers whose heartbeat stopped and parts that were last used more than
-        ``older_than`` seconds (at least two hours) ago.  Longer than a queue keeps messages (14 days at most), so
-        that no late delivery finds its run gone."""
+        """Remove runs that ended and parts that were last used more than ``older_than`` seconds (at least two hours)
+        ago, and workers whose heartbeat stopped then or a day ago.  Longer than a queue keeps messages (14 days at
+        most), so that no late delivery finds its run gone."""
         return self._run("prune", _one(Pruned), older_than)
 
 

@@ -38,11 +38,12 @@ import stat
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from dagster_taskiq import step_process
+from dagster_taskiq import _core, step_process
+from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 from dagster_taskiq.levers import WARM_INSTANCE
 
@@ -59,8 +60,9 @@ class _Child:
 class WarmParent:
     """One code location, its step processes, and the worker at the other end of ``control``."""
 
-    def __init__(self, control: socket.socket, board: int) -> None:
+    def __init__(self, control: socket.socket, board: int, worker: int) -> None:
         self._control = FrameSocket(control)
+        self._worker = worker
         self._board = board
         self._children: dict[int, _Child] = {}
         self._instance: Any = None
@@ -117,7 +119,8 @@ class WarmParent:
         isolation = frame["isolation"]
         self._levers = frozenset(frame["levers"])
         if isolation != "spawn":
-            warnings += self._import(frame["job_origin"], frame["instance_ref"])
+            with self._dying_with_worker():
+                warnings += self._import(frame["job_origin"], frame["instance_ref"])
             reason = _why_not_fork()
             if reason and isolation == "auto":
                 warnings.append(
@@ -133,6 +136,21 @@ class WarmParent:
         self._take_signals()
         self._reap()
         self._control.send({"op": "ready", "isolation": "fork" if self._forks else "spawn", "warnings": warnings})
+
+    @contextlib.contextmanager
+    def _dying_with_worker(self) -> Iterator[None]:
+        """An import that hangs takes in no end of stream.  Only for as long as there is no step process: those, and
+        what they started, are to be killed first.
+        """
+        try:
+            _core.die_with_parent(self._worker)
+        except UnsupportedError:
+            yield
+            return
+        except LeaseLostError:
+            os._exit(0)
+        yield
+        _core.outlive_parent()
 
     def _import(self, job_origin: str, instance_ref: str) -> list[str]:
         """Dagster, the code location, the instance.  What fails here fails again, and is reported, in the step; returns
@@ -285,12 +303,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     )
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the worker")
     parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
+    parser.add_argument("--worker", type=int, required=True, help="process id of the worker")
     options = parser.parse_args(argv)
     os.set_inheritable(options.control, False)
     os.set_inheritable(options.board, False)
     status = 1
     try:
-        WarmParent(socket.socket(fileno=options.control), options.board).run()
+        WarmParent(socket.socket(fileno=options.control), options.board, options.worker).run()
         status = 0
     except BaseException:
         traceback.print_exc()

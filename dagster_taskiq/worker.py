@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import uuid
@@ -46,6 +47,9 @@ TASK_NAME: Final = "dagster_taskiq.execute_step"
 WORKER_HEARTBEAT: Final = 15.0
 """Seconds between two heartbeats of the worker's own row."""
 
+PRUNE_INTERVAL: Final = 3600.0
+"""Seconds between two removals of old rows, on average."""
+
 PARTS_BYTES: Final = 64 * 1024 * 1024
 """Bytes of payload parts that a worker keeps, so that the steps of a run read them once."""
 
@@ -63,7 +67,7 @@ class SQSTaskIQWorker:
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
     ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
     lost, so that they run again elsewhere.
-    ``signing_keys``: any of them may have signed; None: ``settings.signing_key``.  ``foreign``: gets deliveries that
+    ``signing_keys``: any of them may have signed; None: those of ``settings``.  ``foreign``: gets deliveries that
     are no step attempts and for which it has a task (:class:`dagster_taskiq.receiver.StepReceiver`).
 
     Raises ``ConfigError`` from the constructor.
@@ -104,7 +108,12 @@ class SQSTaskIQWorker:
         self.broker = broker or SQSBroker(self.queues[0], region=settings.region, endpoint_url=settings.endpoint_url)
         self._database_url = settings.database_url
         self._visibility = settings.visibility_timeout
-        self._signing_keys = list(signing_keys if signing_keys is not None else filter(None, [settings.signing_key]))
+        if signing_keys is None:
+            signing_keys = [settings.signing_key, *settings.previous_signing_keys] if settings.signing_key else []
+        self._signing_keys = list(signing_keys)
+        self._code_locations = frozenset(settings.code_locations)
+        self._load_timeout = settings.load_timeout
+        self._retention = settings.retention
         self._isolation = isolation
         self._levers = all_but(without)
         self._foreign = foreign
@@ -146,7 +155,9 @@ class SQSTaskIQWorker:
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
-        self.parents = WarmParents(self.board, isolation=self._isolation, levers=self._levers)
+        self.parents = WarmParents(
+            self.board, isolation=self._isolation, levers=self._levers, load_timeout=self._load_timeout
+        )
         self.fellows = Fellows(self.store, identity=self.identity, name=self.name, boot_id=self._boot_id)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
@@ -163,10 +174,11 @@ class SQSTaskIQWorker:
                 extra=fields(worker=self.identity),
             )
             beating = asyncio.create_task(self._beat())
+            pruning = asyncio.create_task(self._prune())
             serving = [asyncio.create_task(self._serve(queue)) for queue in self.queues]
             stopping = asyncio.create_task(self._stopping.wait())
             # None of the others ends by itself, unless something is wrong with it.
-            await asyncio.wait([stopping, beating, *serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, beating, pruning, *serving], return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
             await self._drain()
             # Long polls that are still out: an abandoned one would hide the next message.
@@ -174,9 +186,9 @@ class SQSTaskIQWorker:
             await self._until_done(self._handling, 10)
             if self._hurrying.is_set():
                 self.broker.abandon_polls()
-            for task in (*serving, beating):
+            for task in (*serving, beating, pruning):
                 task.cancel()
-            results = await asyncio.gather(*serving, beating, return_exceptions=True)
+            results = await asyncio.gather(*serving, beating, pruning, return_exceptions=True)
             await self._unregister()
             for result in results:
                 if isinstance(result, Exception):
@@ -287,6 +299,10 @@ class SQSTaskIQWorker:
             task = unpack(delivery.body, self._signing_keys)
         except PayloadError as error:
             await self._not_a_step(delivery, error)
+            return
+        if self._code_locations and task.code_location not in self._code_locations:
+            detail = f"this worker runs no steps of code location {task.code_location!r}"
+            await self._quarantine(delivery, "code_location", detail)
             return
         try:
             await self._take(delivery, task)
@@ -545,6 +561,20 @@ class SQSTaskIQWorker:
                 await asyncio.to_thread(self.broker.client.refresh_credentials)
             except CoreError as error:
                 logger.warning("the worker's heartbeat failed: %s", error, extra=fields(worker=self.identity))
+
+    async def _prune(self) -> None:
+        """Remove what is older than the retention: at the start, and about once an hour."""
+        while True:
+            if self._retention is not None:
+                try:
+                    pruned = await self.store.prune(self._retention)
+                    if pruned.runs or pruned.parts or pruned.workers:
+                        logger.info(
+                            "removed %d old runs, %d parts, %d workers", pruned.runs, pruned.parts, pruned.workers
+                        )
+                except CoreError as error:
+                    logger.warning("old rows could not be removed now: %s", error)
+            await asyncio.sleep(PRUNE_INTERVAL * random.uniform(0.5, 1.5))
 
     async def _unregister(self) -> None:
         try:

@@ -95,6 +95,14 @@ def worker() -> None:
     help="How a step gets its process: forked from a warm parent (fast), or a fresh one.",
 )
 @click.option(
+    "--code-location",
+    "code_locations",
+    multiple=True,
+    metavar="NAME",
+    help="Code location whose steps may run here; may be given several times. Messages that name another go to the "
+    "dead-letter queue. Default: the config file's code_locations, else all.",
+)
+@click.option(
     "--without",
     multiple=True,
     metavar="LEVER",
@@ -115,6 +123,7 @@ def start(
     drain_timeout: float,
     cancel_grace: float,
     isolation: str,
+    code_locations: tuple[str, ...],
     without: tuple[str, ...],
 ) -> None:
     """Take steps from queues and run each in a process of its own.
@@ -131,7 +140,13 @@ def start(
     from dagster_taskiq.worker import SQSTaskIQWorker
 
     logs.configure(json_lines=log_format == "json", level=loglevel.upper())
-    settings = load_settings(config_yaml, database_url=database_url, region=region, endpoint_url=endpoint_url)
+    settings = load_settings(
+        config_yaml,
+        database_url=database_url,
+        region=region,
+        endpoint_url=endpoint_url,
+        code_locations=code_locations or None,
+    )
     settings = replace(settings, database_url=resolve_database_url(settings))
     SQSTaskIQWorker(
         settings,

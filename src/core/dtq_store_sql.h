@@ -466,7 +466,7 @@ static const struct dtq_statement statements[] = {
      "WHERE p.used_at < age.before AND NOT EXISTS (SELECT FROM dagster_taskiq_runs r "
      "WHERE r.state <> 'ended' AND r.lease > age.before AND r.created_at <= p.used_at + interval '2 hours') "
      "RETURNING p.digest), workers AS (DELETE FROM dagster_taskiq_workers w USING age "
-     "WHERE w.heartbeat_at + w.ttl < age.before "
+     "WHERE w.heartbeat_at + w.ttl < greatest(age.before, now() - interval '1 day') "
      "RETURNING w.identity) SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM parts), "
      "(SELECT count(*) FROM workers)"},
 

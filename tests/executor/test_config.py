@@ -8,7 +8,7 @@ import pytest
 from dagster import job, op, validate_run_config
 
 from dagster_taskiq import taskiq_executor
-from dagster_taskiq.config import Settings, load_yaml
+from dagster_taskiq.config import WORKER_ONLY, Settings, load_yaml
 from dagster_taskiq.errors import ConfigError
 
 
@@ -36,7 +36,9 @@ def test_the_config_block_comes_before_the_environment_and_that_before_defaults(
 
 
 def test_secrets_are_not_shown() -> None:
-    settings = Settings(signing_key="s3cret", database_url="postgresql://u:s3cret@h/d")
+    settings = Settings(
+        signing_key="s3cret", previous_signing_keys=("old-s3cret",), database_url="postgresql://u:s3cret@h/d"
+    )
     assert "s3cret" not in repr(settings)
 
 
@@ -59,6 +61,10 @@ def test_backoff_and_an_explicit_null() -> None:
         ({"worker_loss_retries": -1}, ["worker_loss_retries"]),
         ({"queue": ""}, ["queue"]),
         ({"max_concurrent": 0}, ["max_concurrent"]),
+        ({"previous_signing_keys": ["old"]}, ["previous_signing_keys", "signing_key"]),
+        ({"code_locations": 3}, ["code_locations"]),
+        ({"load_timeout": 0}, ["load_timeout"]),
+        ({"retention": 60}, ["retention", "7200"]),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(config: dict[str, object], words: list[str]) -> None:
@@ -125,5 +131,13 @@ def test_job_config_accepts_every_setting(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_schema_has_every_setting() -> None:
     schema = set(taskiq_executor.config_schema.config_type.fields)
-    settings = set(Settings.__dataclass_fields__) - {"backoff_base", "backoff_cap"}
+    settings = set(Settings.__dataclass_fields__) - {"backoff_base", "backoff_cap", *WORKER_ONLY}
     assert settings | {"backoff"} <= schema
+
+
+def test_settings_of_workers() -> None:
+    environ = {"DAGSTER_TASKIQ_SIGNING_KEY": "c", "DAGSTER_TASKIQ_PREVIOUS_SIGNING_KEYS": "b, a"}
+    settings = Settings.from_config({"code_locations": ["one", "two"], "retention": None}, environ=environ)
+    assert settings.previous_signing_keys == ("b", "a")
+    assert (settings.code_locations, settings.retention) == (("one", "two"), None)
+    assert Settings.from_config({"retention": "86400"}, environ={}).retention == 86400.0

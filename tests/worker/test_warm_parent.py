@@ -37,6 +37,7 @@ class Parent:
                 [
                     *(sys.executable, "-m", "dagster_taskiq.warm_parent"),
                     *("--control", str(theirs.fileno()), "--board", str(self.board.fileno())),
+                    *("--worker", str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,

@@ -1,0 +1,96 @@
+"""Settings that only workers read: keys, code locations, times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import services
+
+HERE = Path(__file__).parent
+
+
+def hang_at_import(stage: Any) -> None:
+    stage.origin["repository_origin"]["code_pointer"] = {
+        "__class__": "ModuleCodePointer",
+        "fn_name": "work",
+        "module": "hanging_jobs",
+        "working_directory": str(HERE),
+    }
+
+
+def importing(stage: Any) -> int:
+    path = stage.folder / "importing"
+    return int(services.wait_for(lambda: path.exists() and path.read_text(), "the import"))
+
+
+def refused(stage: Any) -> dict[str, Any]:
+    """The attributes of the one message in the dead-letter queue."""
+    (message,) = services.wait_for(stage.queue.dead_messages, "a message in the dead-letter queue")
+    return {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+
+
+def test_a_key_is_changed(stage: Any, start_worker: Any) -> None:
+    """The new key and the one before it are accepted, no other."""
+    worker = start_worker(
+        env={"DAGSTER_TASKIQ_SIGNING_KEY": "new-s3cret", "DAGSTER_TASKIQ_PREVIOUS_SIGNING_KEYS": "old-s3cret"}
+    )
+    for key, signing_key in (("quick", "new-s3cret"), ("other", "old-s3cret"), ("slow", "older-s3cret")):
+        stage.enqueue(key)
+        stage.post(stage.message(key, signing_key=signing_key))
+    for key in ("quick", "other"):
+        stage.wait_for_state(key, "succeeded")
+    assert refused(stage)["DagsterTaskiqReason"] == "signature"
+    assert stage.row("slow").state == "queued"
+    assert "s3cret" not in worker.output
+
+
+def test_other_code_locations_are_refused(stage: Any, start_worker: Any) -> None:
+    """Before anything of theirs is imported."""
+    start_worker(args=["--code-location", "ours", "--code-location", "ours too"])
+    hang_at_import(stage)
+    stage.send("quick")
+    attributes = refused(stage)
+    assert attributes["DagsterTaskiqReason"] == "code_location"
+    assert "''" in attributes["DagsterTaskiqDetail"]
+    assert stage.row("quick").state == "queued"
+    assert not (stage.folder / "importing").exists()
+    stage.wait_for_messages(0, 0)
+
+
+def test_code_locations_that_are_listed_run(stage: Any, start_worker: Any) -> None:
+    start_worker(config={"database_url": stage.database_url, "code_locations": ["ours", ""]})
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+
+
+def test_an_import_that_takes_too_long(stage: Any, start_worker: Any) -> None:
+    start_worker(config={"database_url": stage.database_url, "load_timeout": 2})
+    hang_at_import(stage)
+    stage.send("quick")
+    pid = importing(stage)
+    stage.wait_for_state("quick", "failed")
+    assert "load_timeout" in json.loads(stage.outcome("quick").error)["message"]
+    assert not services.alive(pid)
+
+
+def test_an_import_that_hangs_ends_with_the_worker(stage: Any, start_worker: Any) -> None:
+    worker = start_worker()
+    hang_at_import(stage)
+    stage.send("quick")
+    pid = importing(stage)
+    worker.kill()
+    services.wait_for(lambda: not services.alive(pid), "the warm parent's death")
+
+
+def test_old_rows_are_removed(stage: Any, start_worker: Any) -> None:
+    old = stage.store.begin_run("an-old-run", "nonce", 60.0).result(10)
+    stage.store.end_run("an-old-run", old.generation).result(10)
+    services.rows(
+        stage.database_url,
+        "UPDATE dagster_taskiq_runs SET ended_at = now() - interval '20 days' WHERE run_id = 'an-old-run'",
+    )
+    start_worker().wait_for_log("removed 1 old runs")
+    left = services.rows(stage.database_url, "SELECT run_id FROM dagster_taskiq_runs")
+    assert left == [(stage.run_id,)]
