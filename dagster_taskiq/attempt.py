@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from dagster_taskiq import _core
 from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, WarmParentError
 from dagster_taskiq.logs import fields
+from dagster_taskiq.memory import OomKills, oom_kills
 from dagster_taskiq.payload import INSTANCE_REF, JOB_ORIGIN, StepTask, part_text, step_args
 from dagster_taskiq.processes import Exit, StepProcess, WarmParents
 from dagster_taskiq.store import IdempotencyStore, step_application_name
@@ -97,6 +98,7 @@ class Attempt:
         self._lost: str | None = None
         self._lease_over = False
         self._interrupt = asyncio.Event()
+        self._oom_kills = OomKills(None, None)
         self._about = fields(
             run_id=task.run_id,
             step_key=task.step_key,
@@ -235,6 +237,7 @@ class Attempt:
             step.dismiss()
         else:
             self._running = True
+            self._oom_kills = oom_kills()
             logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
             # It may have died meanwhile: then its exit says how.
             with contextlib.suppress(OSError):
@@ -284,7 +287,8 @@ class Attempt:
             )
         state: State
         if terminal == "STEP_SUCCESS" or not self._cancelled:
-            state, error, reason = _judge(how, events, terminal, step.pid, self._host.hostname)
+            killed = oom_kills().since(self._oom_kills) if how.signal == signal.SIGKILL else OomKills(None, None)
+            state, error, reason = _judge(how, events, terminal, step.pid, self._host.hostname, killed)
         else:
             state, error, reason = "cancelled", None, "cancelled while it ran"
         return await self._complete(state, events, error, reason, how)
@@ -383,7 +387,7 @@ def _terminal(events: list[str] | None, step_key: str) -> str | None:
 
 
 def _judge(
-    how: Exit, events: list[str] | None, terminal: str | None, pid: int, host: str
+    how: Exit, events: list[str] | None, terminal: str | None, pid: int, host: str, killed: OomKills
 ) -> tuple[State, dict[str, Any] | None, str | None]:
     """State, error and reason of a step process that died under a living worker, unasked."""
     if terminal is not None:
@@ -396,22 +400,19 @@ def _judge(
         "signal": how.signal,
         "signal_name": _signal_name(how.signal),
         "max_rss_kib": how.max_rss_kib,
+        "oom_kills": {"cgroup": killed.cgroup, "host": killed.host},
         "pid": pid,
         "host": host,
     }
-    error["message"] = _sentence(error)
+    error["message"] = _sentence(error, killed)
     return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _sentence(error: Mapping[str, Any], killed: OomKills) -> str:
     who = f"The step process (pid {error['pid']} on {error['host']})"
     memory = f" Its peak memory was {error['max_rss_kib'] // 1024} MiB." if error["max_rss_kib"] else ""
     if error["signal"] is not None:
-        cause = (
-            " The likely cause is a want of memory on the host or in its cgroup."
-            if error["signal"] == signal.SIGKILL
-            else ""
-        )
+        cause = f" {_cause(killed)}" if error["signal"] == signal.SIGKILL else ""
         return f"{who} was killed by {error['signal_name']}.{memory}{cause}"
     if error["exit_code"] is None:
         return (
@@ -420,6 +421,19 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["exit_code"] == 0:
         return f"{who} ended with exit code 0 and without an event that says how the step ended."
     return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}"
+
+
+def _cause(killed: OomKills) -> str:
+    """Of a SIGKILL that was not ours, by what the kernel has counted while the step ran."""
+    if killed.cgroup:
+        return f"The cause is a want of memory: the kernel killed {killed.cgroup} of its cgroup's processes meanwhile."
+    if killed.host:
+        return (
+            f"The likely cause is a want of memory: the kernel killed {killed.host} of the host's processes meanwhile."
+        )
+    if killed.host is None:
+        return "The likely cause is a want of memory on the host or in its cgroup."
+    return "Not for want of memory: the kernel has killed no process for that meanwhile. Somebody sent the signal."
 
 
 def _signal_name(signum: int | None) -> str | None:

@@ -116,6 +116,13 @@ def killed() -> None:
 
 
 @op
+def greedy() -> None:
+    pages = []
+    while True:
+        pages.append(b"x" * (8 << 20))
+
+
+@op
 def crashes() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -168,6 +175,7 @@ def work() -> None:
     retried()
     exits()
     killed()
+    greedy()
     crashes()
     leaves()
     look()
