@@ -10,35 +10,40 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fault_jobs
 import services
 from fault_stack import RunHandle, Stack, Timing, WorkerSlot
 
-LEASE = 10.0
+SHORT = Timing(lease_ttl=10.0)
+USUAL = Timing(lease_ttl=120.0, heartbeat_interval=10.0, visibility_timeout=60)
+"""The defaults."""
 BOOT = time.CLOCK_BOOTTIME
 
 
 @contextmanager
-def _holding(folder: Path, *, workers: int = 2, preload: str | None = None) -> Iterator[tuple[Stack, RunHandle, Path]]:
+def _holding(
+    folder: Path, *, workers: int = 2, preload: str | None = None, timing: Timing = SHORT
+) -> Iterator[tuple[Stack, RunHandle, Path]]:
     """A run whose one step waits, on one of several workers with a slot each."""
     release = folder.with_name("release")
-    with Stack(folder, workers=0, timing=Timing(lease_ttl=LEASE), drain_timeout=0.0) as stack:
-        stack.environment[fault_jobs.SLOTS] = str(workers)
+    with Stack(folder, workers=0, timing=timing, drain_timeout=0.0) as stack:
         for _ in range(workers):
             stack.add_worker(slots=1, preload=preload)
         stack.wait_until_ready()
         # All have a warm parent already: what is measured is the way back, not Python's imports.
-        _warm_up(stack)
+        _warm_up(stack, folder.with_name("warmed"))
         run = stack.launch("holding", held={"file": str(release)})
         services.wait_for(lambda: _starts(stack, run), "the first start")
         yield stack, run, release
         release.touch()
 
 
-def _warm_up(stack: Stack) -> None:
-    run = stack.launch("all_slots")
-    _until_ended(stack, run)
-    assert run.status == "SUCCESS", run.process.output
+def _warm_up(stack: Stack, release: Path) -> None:
+    """One step of the same job at once on each worker: each has its warm parent then."""
+    runs = [stack.launch("holding", held={"file": str(release)}) for _ in stack.workers]
+    services.wait_for(lambda: all(_starts(stack, run) for run in runs), "a start on every worker")
+    release.touch()
+    for run in runs:
+        _until_ended(stack, run)
 
 
 def _until_ended(stack: Stack, run: RunHandle) -> None:
@@ -72,15 +77,17 @@ def kill_worker(folder: Path) -> float:
         assert worker.process is not None
         begun = time.clock_gettime_ns(BOOT)
         worker.process.send(signal.SIGKILL)
-        return _next_start(stack, run, begun)
+        seconds = _next_start(stack, run, begun)
+        # Nobody waited for the end of the lease.
+        sql = "SELECT state, lease > finished_at FROM dagster_taskiq_steps WHERE run_id = %s AND attempt = 1"
+        assert stack.rows(f"{sql} AND step_key = 'held'", run.id) == [("lost", True)]
+        return seconds
 
 
 def lost_host(folder: Path) -> float:
     """All processes of a worker killed and its links dead, the other worker on another host → the next start."""
-    with _holding(folder, workers=1, preload="other_host") as (stack, run, _):
+    with _holding(folder, preload="other_host") as (stack, run, _):
         lost = _holder(stack)
-        stack.add_worker(slots=1)
-        stack.wait_until_ready()
         assert lost.process is not None
         pids = [lost.process.pid, *stack.warm_parents(lost), *stack.step_processes(lost)]
         for link in (lost.postgres, lost.sqs):
@@ -140,7 +147,7 @@ def postgres_back(folder: Path) -> float:
 
 def lost_notice(folder: Path) -> float:
     """Completion row whose NOTIFY is lost → the next step's row."""
-    with _holding(folder) as (stack, run, release):
+    with _holding(folder, timing=USUAL) as (stack, run, release):
         stack.run_postgres.fault("drop_notices", 1000.0)
         release.touch()
         sql = (

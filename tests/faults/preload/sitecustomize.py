@@ -6,7 +6,7 @@ Found by the interpreter because this folder is on PYTHONPATH; nothing of the pr
 - ``no_guard``: the worker's moves use whatever generation the row has now; it stops itself (SIGSTOP) before its first
   step starts.
 - ``guard``: the control for that: it stops itself, and nothing is broken.
-- ``other_host``: the worker says that it runs on another host.
+- ``other_host``: the worker says that it runs on a host of its own.
 """
 
 import os
@@ -60,8 +60,9 @@ def _no_guard(store):
 def _other_host():
     from dagster_taskiq import worker
 
-    worker._boot_id = lambda: "another-host"
-    worker.socket.gethostname = lambda: "another-host"
+    name = f"host-of-{os.getpid()}"
+    worker._boot_id = lambda: name
+    worker.socket.gethostname = lambda: name
 
 
 _wanted = os.environ.get("FAULT_TEST_PRELOAD", "")
