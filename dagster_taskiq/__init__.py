@@ -13,7 +13,7 @@ from dagster_taskiq.version import __version__
 if TYPE_CHECKING:
     from dagster_taskiq.broker import SQSBroker
     from dagster_taskiq.executor import DagsterTaskIQJobExecutor, taskiq_executor
-    from dagster_taskiq.fencing import fencing_token, step_attempt
+    from dagster_taskiq.fencing import fencing_token, refuse_stale, step_attempt
     from dagster_taskiq.worker import SQSTaskIQWorker
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "SQSTaskIQWorker",
     "__version__",
     "fencing_token",
+    "refuse_stale",
     "step_attempt",
     "taskiq_executor",
 ]
@@ -31,6 +32,7 @@ _HOMES = {
     "SQSBroker": "broker",
     "SQSTaskIQWorker": "worker",
     "fencing_token": "fencing",
+    "refuse_stale": "fencing",
     "step_attempt": "fencing",
     "taskiq_executor": "executor",
 }

@@ -16,6 +16,10 @@ class ConfigError(DagsterTaskiqError):
     """A setting is missing or does not fit; the message names the setting and what to do."""
 
 
+class StaleWriteError(DagsterTaskiqError):
+    """A later claim has written what this attempt was about to write."""
+
+
 class WarmParentError(DagsterTaskiqError):
     """The process from which step processes are forked could not be started, or is gone."""
 
