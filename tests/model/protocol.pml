@@ -97,6 +97,7 @@ typedef step_row {
 };
 step_row row[ATTEMPTS + 1];  /* by attempt, from 1 */
 mtype run_state;
+bool orphaned;               /* the coordinator's lease is past */
 byte coordinator;            /* generation of the coordinator in the run row, and the last one given */
 byte generation;             /* the last one given to a claim */
 
@@ -285,7 +286,9 @@ inline enqueue(xa, xc, done) {
 mtype = { ok, held, over };
 inline claim(xa, xw, xg, answer) {
     if
-    :: row[xa].state == queued && RUN_ACTIVE ->
+    :: row[xa].state == queued && RUN_ACTIVE && orphaned ->
+        answer = held
+    :: row[xa].state == queued && RUN_ACTIVE && !orphaned ->
         assert(generation < GENERATIONS);
         generation++;
         MOVE(xa, queued, claimed, claim);
@@ -427,6 +430,7 @@ inline begin_run(xc) {
         assert(coordinator < COORDINATORS);
         coordinator++;
         xc = coordinator;
+        orphaned = false;
         if
         :: run_state == 0 -> run_state = open
         :: else
@@ -580,6 +584,9 @@ end_process:
 
 /* ---- SQS: messages in no order ----------------------------------------------------------------------------------- */
 
+/* What made a worker put a delivery aside. */
+#define MET(a) (row[a].state == claimed && row[a].lease || row[a].state == queued && orphaned && run_state == open)
+
 proctype Network(byte a) {
     byte n;
 end_network:
@@ -587,11 +594,11 @@ end_network:
     :: atomic { lost_messages > 0 && message[MAIL(a, 0)] > 0 ->
         lost_messages--; message[MAIL(a, 0)]--; printf("> a message of attempt %d is lost\n", a)
         }
-    :: atomic { aside[MAIL(a, 0)] > 0 && !(row[a].state == claimed && row[a].lease) ->
+    :: atomic { aside[MAIL(a, 0)] > 0 && !MET(a) ->
         aside[MAIL(a, 0)]--; put_back(a, 0)
         }
 #if COUNTS > 1
-    :: atomic { aside[MAIL(a, 1)] > 0 && !(row[a].state == claimed && row[a].lease) ->
+    :: atomic { aside[MAIL(a, 1)] > 0 && !MET(a) ->
         aside[MAIL(a, 1)]--; put_back(a, 1)
         }
 #endif
@@ -655,8 +662,8 @@ inline delivered(xa, xn) {
     :: answer == held ->
         if
         :: skip                                                       /* deleted: S1 and S2 recover */
-        :: row[xa].state == claimed -> aside[MAIL(xa, xn)]++
-        :: row[xa].state == queued -> put_back(xa, xn)
+        :: row[xa].state == claimed || orphaned -> aside[MAIL(xa, xn)]++
+        :: row[xa].state == queued && !orphaned -> put_back(xa, xn)
         fi
     :: answer == over -> skip                                         /* deleted */
     fi
@@ -1068,6 +1075,11 @@ end_dagster:
     :: atomic { second_executors > 0 && !run_over && executor[0].phase != 0 && executor[0].phase != starting &&
                 executor[1].phase == 0 ->
         second_executors--; executor[1].phase = starting
+        }
+       /* Nobody renews the coordinator's lease. */
+    :: atomic { run_state == open && !orphaned && executor[0].generation != coordinator &&
+                executor[1].generation != coordinator ->
+        orphaned = true
         }
     :: atomic { cancels > 0 && run_state == open -> cancels--; cancel_run() }
     od

@@ -79,6 +79,7 @@ class Case:
     started: bool = False
     lease_past: bool = False
     cancel_requested: bool = False
+    run_lease_past: bool = False
     run_mine: bool = True
     generation_mine: bool = True
     same_nonce: bool = False
@@ -91,6 +92,7 @@ class Case:
         return {
             "run_mine": self.run_mine,
             "run_active": self.run_state == "active",
+            "run_attended": not self.run_lease_past,
             "run_not_active": self.run_state != "active",
             "run_not_ended": self.run_state != "ended",
             "no_live_attempt": not self.other_attempt,
@@ -111,7 +113,7 @@ class Case:
 VARIED = {
     "enqueue": ("run_mine", "other_attempt"),
     "resend": ("run_mine", "due"),
-    "claim": ("same_nonce",),
+    "claim": ("same_nonce", "run_lease_past"),
     "complete": ("generation_mine", "result"),
     "renew": ("generation_mine",),
     "start": ("generation_mine",),
@@ -169,10 +171,11 @@ class Bench:
     def set_up(self, case: Case) -> tuple[str, int, int]:
         run_id = str(uuid.uuid4())
         self.cursor.execute(
-            "INSERT INTO dagster_taskiq_runs (run_id, generation, coordinator, state, lease, ended_at) VALUES (%s, "
-            "nextval('dagster_taskiq_generations'), 'me', %s, now(), CASE WHEN %s = 'ended' THEN now() END) "
+            "INSERT INTO dagster_taskiq_runs (run_id, generation, coordinator, state, lease, ended_at) VALUES "
+            "(%s, nextval('dagster_taskiq_generations'), 'me', %s, now() + %s::interval, "
+            "CASE WHEN %s = 'ended' THEN now() END) "
             "RETURNING generation, nextval('dagster_taskiq_generations')",
-            (run_id, case.run_state, case.run_state),
+            (run_id, case.run_state, "-1 s" if case.run_lease_past else "60 s", case.run_state),
         )
         run_generation, generation = self.cursor.fetchone()
         if case.other_attempt:
@@ -185,8 +188,8 @@ class Bench:
             held = case.state != "queued"
             self.cursor.execute(
                 "INSERT INTO dagster_taskiq_steps (run_id, step_key, attempt, state, queue, enqueued_by, queued_at, "
-                "generation, lease, owner, nonce, cancel_requested, claimed_at, started_at, finished_at, reason) VALUES "
-                "(%(run)s, 's', 1, %(state)s, 'q', 'before', now() - %(age)s::interval, %(generation)s, "
+                "generation, lease, owner, nonce, cancel_requested, claimed_at, started_at, finished_at, reason) "
+                "VALUES (%(run)s, 's', 1, %(state)s, 'q', 'before', now() - %(age)s::interval, %(generation)s, "
                 "CASE WHEN %(held)s THEN now() + %(left)s::interval END, CASE WHEN %(held)s THEN 'w' END, "
                 "CASE WHEN %(held)s THEN 'nonce' END, %(cancel)s, CASE WHEN %(held)s THEN now() END, "
                 "CASE WHEN %(started)s THEN now() END, CASE WHEN %(over)s THEN now() END, "
