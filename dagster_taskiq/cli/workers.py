@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def worker() -> None:
     "dead-letter queue. Default: the config file's code_locations, else all.",
 )
 @click.option(
+    "--supervise",
+    is_flag=True,
+    help="Stay in front of the worker process and start it again when it is killed.",
+)
+@click.option(
     "--without",
     multiple=True,
     metavar="LEVER",
@@ -124,6 +130,7 @@ def start(
     cancel_grace: float,
     isolation: str,
     code_locations: tuple[str, ...],
+    supervise: bool,
     without: tuple[str, ...],
 ) -> None:
     """Take steps from queues and run each in a process of its own.
@@ -140,6 +147,11 @@ def start(
     from dagster_taskiq.worker import SQSTaskIQWorker
 
     logs.configure(json_lines=log_format == "json", level=loglevel.upper())
+    if supervise:
+        from dagster_taskiq.supervisor import Supervisor
+
+        arguments = [argument for argument in sys.argv[1:] if argument != "--supervise"]
+        sys.exit(Supervisor([sys.executable, "-m", "dagster_taskiq.cli", *arguments]).run())
     settings = load_settings(
         config_yaml,
         database_url=database_url,
