@@ -139,7 +139,7 @@ def _serve(
     if CONNECTION_REUSE in levers:
         reuse.install()
     _hand_over(instance, attempt["run_id"], reporter, levers)
-    code = _run_console_script(entry_point(), ["dagster", "api", "execute_step", attempt["step_args"]])
+    code = run_console_script(entry_point(), ["dagster", "api", "execute_step", attempt["step_args"]])
     reuse.close()
     reporter.end()
     return code
@@ -216,7 +216,7 @@ def _hand_over(instance: Any, run_id: str, reporter: _Reporter, levers: frozense
     dagster.DagsterInstance.from_ref = staticmethod(from_ref)  # type: ignore[assignment]
 
 
-def _run_console_script(entry_point: Callable[[], Any], argv: list[str]) -> int:
+def run_console_script(entry_point: Callable[[], Any], argv: list[str]) -> int:
     """What the installed script does: call, and exit with what comes out."""
     sys.argv = argv
     try:

@@ -40,12 +40,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from dagster_taskiq import _core, step_process
 from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
-from dagster_taskiq.levers import WARM_INSTANCE
+from dagster_taskiq.levers import REHEARSAL, WARM_INSTANCE
 
 ISOLATIONS = ("auto", "fork", "spawn")
 
@@ -129,6 +130,9 @@ class WarmParent:
                     " isolation to spawn, which says so in silence, or to fork, which overrides it."
                 )
             self._forks = not reason or isolation == "fork"
+            if not reason and REHEARSAL in self._levers:
+                with self._dying_with_worker():
+                    warnings += self._rehearse(frame["instance_ref"])
         if self._forks:
             gc.collect()
             gc.freeze()
@@ -173,6 +177,21 @@ class WarmParent:
         except BaseException as error:
             warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
         return warnings
+
+    def _rehearse(self, instance_ref: str) -> list[str]:
+        """Go through a step; returns why that was not possible."""
+        try:
+            from dagster_taskiq import rehearsal
+
+            assert self._entry_point is not None
+            run = partial(step_process.run_console_script, self._entry_point)
+            play = partial(rehearsal.play, run, self._instance, instance_ref)
+            problem = rehearsal.trial(play, _why_not_fork)
+            if not problem:
+                play()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        return [f"steps start without a rehearsal, and so a little slower: {problem}"] if problem else []
 
     # ---- step processes ---------------------------------------------------------------------------------------------
 
