@@ -7,8 +7,10 @@ adopted, otherwise the step is run again or has failed."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +29,15 @@ from dagster import (
 from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
-from dagster_taskiq.coordinator import Message, RunCoordinator
+from dagster_taskiq.connection_reuse import ConnectionReuse
+from dagster_taskiq.coordinator import SUPERSEDED_STATUS, Message, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.sqs import make_client
 from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
+
+log = logging.getLogger(__name__)
 
 SUBMIT: Final = 10
 """Steps that get their rows and messages together."""
@@ -89,10 +94,13 @@ class RunOrchestration:
             self._coordinator = self._connect(stack)
             row = self._coordinator.begin()
             if row.state == "ended":
-                raise DagsterTaskiqError(
-                    f"run {self._run.run_id} has ended already; its steps cannot be taken up again."
-                )
+                yield from self._after_the_end(stack, row.generation)
+                return
             stack.enter_context(_application_name(run_application_name(row.generation)))
+            if self._settings.reuse_connections:
+                reuse = ConnectionReuse(log.warning)
+                stack.callback(reuse.close)
+                reuse.install()
             settle = stack.enter_context(ExitStack())
             settle.callback(self._coordinator.end)
             yield _dagster.engine_event(
@@ -101,21 +109,37 @@ class RunOrchestration:
                 f" {row.generation}).",
                 {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
             )
-            stack.enter_context(self._pools)
-            active = stack.enter_context(
-                _dagster.start_plan(
-                    self._plan,
-                    sort_key=self._sort_key,
-                    tag_concurrency_limits=self._limits,
-                    pools=self._pools,
-                    step_dependency_config=self._dependency_config,
-                )
-            )
-            self._active = active
+            self._start_plan(stack)
             if row.previous_generation is not None:
                 yield from self._take_over(row.previous_generation)
             self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
             yield from self._drive(settle)
+
+    def _after_the_end(self, stack: ExitStack, generation: int) -> Iterator[DagsterEvent]:
+        """A coordinator before this one has settled all rows.  Its run is over, and there is nothing more to say; or it
+        died before it could say so, and the log has how each step ended."""
+        if self._instance.get_run_by_id(self._run.run_id).is_finished:
+            print(
+                f"dagster-taskiq: run {self._run.run_id} is over; this run worker leaves.", file=sys.stderr, flush=True
+            )
+            # An exception would make Dagster write a failure after the run's end.
+            os._exit(SUPERSEDED_STATUS)
+        self._start_plan(stack)
+        yield from self._take_over(generation)
+        if not self._active.is_complete:
+            raise DagsterTaskiqError(f"run {self._run.run_id} has ended already; its steps cannot be taken up again.")
+
+    def _start_plan(self, stack: ExitStack) -> None:
+        stack.enter_context(self._pools)
+        self._active = stack.enter_context(
+            _dagster.start_plan(
+                self._plan,
+                sort_key=self._sort_key,
+                tag_concurrency_limits=self._limits,
+                pools=self._pools,
+                step_dependency_config=self._dependency_config,
+            )
+        )
 
     def _connect(self, stack: ExitStack) -> RunCoordinator:
         settings = self._settings

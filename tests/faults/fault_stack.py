@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -233,10 +233,8 @@ class Stack:
             **self.environment,
             "DAGSTER_TASKIQ_DATABASE_URL": worker.postgres.url,
             "AWS_ENDPOINT_URL_SQS": worker.sqs.endpoint,
+            **_preload(worker.preload),
         }
-        if worker.preload:
-            environment["FAULT_TEST_PRELOAD"] = worker.preload
-            environment["PYTHONPATH"] = _path(PRELOAD, HERE)
         worker.process = self._start(f"{worker.name}.{worker.starts}", command, environment)
         worker.expected_end = False
         worker.restart_at = None
@@ -255,8 +253,8 @@ class Stack:
 
     # ---- runs -------------------------------------------------------------------------------------------------------
 
-    def launch(self, job: str, **ops: Mapping[str, Any]) -> RunHandle:
-        """Create a run and start its run worker.  ``ops``: config of ops."""
+    def launch(self, job: str, *, preload: str | None = None, **ops: Mapping[str, Any]) -> RunHandle:
+        """Create a run and start its run worker.  ``preload``: what to break in that one; ``ops``: config of ops."""
         reconstructed = reconstructable(getattr(fault_jobs, job))
         config: dict[str, Any] = {
             "execution": {"config": {"queue": self.queue.name, "retries": {"enabled": {}}, **self.timing.config()}}
@@ -269,10 +267,10 @@ class Stack:
         )
         handle = RunHandle(run, job)
         self.runs.append(handle)
-        self._start_run_worker(handle, resume=False)
+        self._start_run_worker(handle, resume=False, preload=preload)
         return handle
 
-    def _start_run_worker(self, handle: RunHandle, *, resume: bool) -> None:
+    def _start_run_worker(self, handle: RunHandle, *, resume: bool, preload: str | None = None) -> None:
         arguments = {
             "__class__": "ResumeRunArgs" if resume else "ExecuteRunArgs",
             "job_origin": json.loads(serialize_value(handle.run.job_code_origin)),
@@ -284,16 +282,17 @@ class Stack:
             **self.environment,
             "DAGSTER_TASKIQ_DATABASE_URL": self.run_postgres.url,
             "AWS_ENDPOINT_URL_SQS": self.run_sqs.endpoint,
+            **_preload(preload),
         }
         number = len(handle.processes) + 1
         handle.processes.append(
             self._start(f"run-{handle.id[:8]}.{number}", [*command, json.dumps(arguments)], environment)
         )
 
-    def resume(self, handle: RunHandle) -> None:
+    def resume(self, handle: RunHandle, *, preload: str | None = None) -> None:
         """Start another run worker, as Dagster's run monitoring does for one that it takes for dead."""
         handle.resumes += 1
-        self._start_run_worker(handle, resume=True)
+        self._start_run_worker(handle, resume=True, preload=preload)
 
     @property
     def open_runs(self) -> list[RunHandle]:
@@ -424,6 +423,10 @@ def _path(*folders: Path) -> str:
     return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def _preload(what: str | None) -> dict[str, str]:
+    return {"FAULT_TEST_PRELOAD": what, "PYTHONPATH": _path(PRELOAD, HERE)} if what else {}
+
+
 def _children(pid: int) -> list[int]:
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -432,15 +435,10 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in text.split() if services.alive(int(child))]
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT afterwards."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+def wait_until_stopped(pid: int) -> None:
+    """Until a process has stopped itself."""
+    stat = Path(f"/proc/{pid}/stat")
+    services.wait_for(lambda: stat.read_bytes().rpartition(b")")[2].split()[0] == b"T", f"the stop of process {pid}")
 
 
 def answers(url: str) -> bool:

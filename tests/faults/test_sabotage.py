@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import services
 from fault_checker import check
-from fault_stack import Stack, Timing, WorkerSlot
+from fault_stack import Stack, Timing, wait_until_stopped
 
 pytestmark = pytest.mark.faults
 
@@ -62,15 +62,6 @@ def finish(stack: Stack, run_id: str, release: Path) -> set[str]:
     return {violation.rule for violation in found}
 
 
-def wait_until_stopped(worker: WorkerSlot) -> int:
-    assert worker.process is not None
-    pid = worker.process.pid
-    services.wait_for(
-        lambda: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T", "a worker that stops"
-    )
-    return pid
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("preload", ["no_fence", None])
 def test_a_missing_fence_is_caught(make_stack: Callable[..., Stack], tmp_path: Path, preload: str | None) -> None:
@@ -101,7 +92,9 @@ def test_a_missing_generation_guard_is_caught(make_stack: Callable[..., Stack], 
     stack.wait_until_ready()
     release = tmp_path / "release"
     run = stack.launch("holding", held={"file": str(release)})
-    sleeper = wait_until_stopped(first)
+    assert first.process is not None
+    sleeper = first.process.pid
+    wait_until_stopped(sleeper)
     second = stack.add_worker(slots=1)
     stack.wait_until_ready()
     services.wait_for(lambda: len(starts(stack)) == 1, "the start under the second claim")

@@ -1,4 +1,4 @@
-"""Breaks one thing in a worker of a test and in all that it starts, as FAULT_TEST_PRELOAD says.
+"""Breaks one thing in a process of a test and in all that it starts, as FAULT_TEST_PRELOAD says.
 
 Found by the interpreter because this folder is on PYTHONPATH; nothing of the product knows of it.
 
@@ -7,6 +7,8 @@ Found by the interpreter because this folder is on PYTHONPATH; nothing of the pr
   step starts.
 - ``guard``: the control for that: it stops itself, and nothing is broken.
 - ``other_host``: the worker says that it runs on a host of its own.
+- ``die_at_the_end``: the run worker dies after it has settled the rows of its run, before Dagster's last event.
+- ``stop_before_begin``: the run worker stops itself before it becomes the run's coordinator.
 """
 
 import os
@@ -65,6 +67,30 @@ def _other_host():
     worker.socket.gethostname = lambda: name
 
 
+def _die_at_the_end():
+    from dagster_taskiq import coordinator
+
+    end = coordinator.RunCoordinator.end
+
+    def fatal_end(self):
+        end(self)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    coordinator.RunCoordinator.end = fatal_end
+
+
+def _stop_before_begin():
+    from dagster_taskiq import coordinator
+
+    begin = coordinator.RunCoordinator.begin
+
+    def stopping_begin(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return begin(self)
+
+    coordinator.RunCoordinator.begin = stopping_begin
+
+
 _wanted = os.environ.get("FAULT_TEST_PRELOAD", "")
 if _wanted == "no_fence":
     _no_fence()
@@ -76,3 +102,7 @@ elif _wanted in ("no_guard", "guard"):
     _stop_before_first_start(_store, guarded=_wanted == "guard")
 elif _wanted == "other_host":
     _other_host()
+elif _wanted == "die_at_the_end":
+    _die_at_the_end()
+elif _wanted == "stop_before_begin":
+    _stop_before_begin()
