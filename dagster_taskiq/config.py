@@ -74,6 +74,7 @@ class Settings:
     no_worker_timeout: float | None = None
     signing_key: str | None = field(default=None, repr=False)
     previous_signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    reuse_connections: bool = True
     code_locations: tuple[str, ...] = ()
     load_timeout: float = 300.0
     retention: float | None = 15 * 86_400.0
@@ -242,7 +243,7 @@ def executor_config_schema() -> dict[str, Any]:
     :class:`Settings`' defaults."""
 
     # A worker reads its settings too, and does without the second that this import takes.
-    from dagster import Field, Float, Int, Noneable, StringSource
+    from dagster import Bool, Field, Float, Int, Noneable, StringSource
 
     def optional(dagster_type: Any, description: str) -> Field:
         return Field(dagster_type, is_required=False, description=description)
@@ -287,5 +288,10 @@ def executor_config_schema() -> dict[str, Any]:
         "signing_key": optional(
             Noneable(StringSource),
             "Key with which messages are signed. Default: DAGSTER_TASKIQ_SIGNING_KEY, else unsigned.",
+        ),
+        "reuse_connections": optional(
+            Bool,
+            "Whether the run worker uses its connections to the Dagster instance's PostgreSQL again, where Dagster"
+            " would open one for each event. Default: true.",
         ),
     }

@@ -7,6 +7,7 @@ adopted, otherwise the step is run again or has failed."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,12 +29,15 @@ from dagster import (
 from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
+from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.coordinator import SUPERSEDED_STATUS, Message, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.sqs import make_client
 from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
+
+log = logging.getLogger(__name__)
 
 SUBMIT: Final = 10
 """Steps that get their rows and messages together."""
@@ -93,6 +97,10 @@ class RunOrchestration:
                 yield from self._after_the_end(stack, row.generation)
                 return
             stack.enter_context(_application_name(run_application_name(row.generation)))
+            if self._settings.reuse_connections:
+                reuse = ConnectionReuse(log.warning)
+                stack.callback(reuse.close)
+                reuse.install()
             settle = stack.enter_context(ExitStack())
             settle.callback(self._coordinator.end)
             yield _dagster.engine_event(
