@@ -29,6 +29,7 @@ from dagster_taskiq._core import Event, Loop, Operation, SqsClient
 from dagster_taskiq.config import Settings
 from dagster_taskiq.errors import (
     ConfigError,
+    CredentialsError,
     DagsterTaskiqError,
     OperationTimeoutError,
     QueueMissingError,
@@ -188,6 +189,7 @@ class RunCoordinator:
         self._to_look: set[Key] = set()
         self._looking = False
         self._cancelling = False
+        self._woken = False
         self._last_trouble = float("-inf")
         self._last_loss = float("-inf")
 
@@ -211,7 +213,8 @@ class RunCoordinator:
         raises."""
         for pause in (0.2, 1.0, 5.0, None):
             try:
-                self._store.end_run(self.run_id, self.generation).result(timeout=10.0)
+                if self._store.end_run(self.run_id, self.generation).result(timeout=10.0) is None:
+                    self._on_superseded(self.run_id, self.generation)
                 return
             except DagsterTaskiqError as error:
                 log.warning("run %s: cannot settle the rows yet: %s", self.run_id, error)
@@ -337,8 +340,8 @@ class RunCoordinator:
             self._trouble(f"cannot send to queue {queue.name!r}, trying again: {error}")
             self._send_later(queue, chunk, failures)
 
-        self._watch(
-            self._sqs.send(queue.url, entries),
+        self._ask_sqs(
+            functools.partial(self._sqs.send, queue.url, entries),
             lambda results: self._chunk_sent(queue, chunk, results, failures),
             failed,
             functools.partial(_may_return, queue),
@@ -404,28 +407,27 @@ class RunCoordinator:
     def _look_up(self, queue: _Queue, failures: int = 0) -> None:
         """Find the queue's URL, then send what has waited for it."""
 
-        def done(operation: Operation[dict[str, Any]]) -> None:
-            try:
-                queue.url = str(operation.result(0)["QueueUrl"])
-            except QueueMissingError as error:
-                raise ConfigError(
-                    f"there is no SQS queue {queue.name!r} in region and account of these settings ({error})."
-                    " Create it, or correct the settings `queue`, `region` and `endpoint_url`."
-                ) from error
-            except DagsterTaskiqError as error:
-                if not _may_pass(error):
-                    raise
-                self._trouble(f"cannot look up queue {queue.name!r}, trying again: {error}")
-                self._schedule(_retry_pause(failures), lambda: self._look_up(queue, failures + 1))
-                return
+        def found(answer: dict[str, Any]) -> None:
+            queue.url = str(answer["QueueUrl"])
             queue.missing_since = None
             unsent, queue.unsent = queue.unsent, []
             for chunk in unsent:
                 self._send_chunk(queue, chunk, 0)
 
-        operation = self._sqs.call("GetQueueUrl", {"QueueName": queue.name})
-        self._operations[operation] = done
-        operation.watch()
+        def failed(error: DagsterTaskiqError) -> None:
+            self._trouble(f"cannot look up queue {queue.name!r}, trying again: {error}")
+            self._schedule(_retry_pause(failures), lambda: self._look_up(queue, failures + 1))
+
+        def passes(error: DagsterTaskiqError) -> bool:
+            if isinstance(error, QueueMissingError):
+                raise ConfigError(
+                    f"there is no SQS queue {queue.name!r} in region and account of these settings ({error})."
+                    " Create it, or correct the settings `queue`, `region` and `endpoint_url`."
+                ) from error
+            return _may_pass(error)
+
+        ask = functools.partial(self._sqs.call, "GetQueueUrl", {"QueueName": queue.name})
+        self._ask_sqs(ask, found, failed, passes)
 
     # ---- the way back -----------------------------------------------------------------------------------------------
 
@@ -434,28 +436,30 @@ class RunCoordinator:
         long as it takes)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            woken = self._pump(0.0 if self._notices else self._pause(deadline))
+            self._pump(0.0 if self._notices or self._woken else self._pause(deadline))
             if self._notices:
                 notices, self._notices = self._notices, []
                 return notices
+            woken, self._woken = self._woken, False
             if woken or (deadline is not None and time.monotonic() >= deadline):
                 return []
 
     def poll(self) -> None:
-        """Let what is under way go on, without waiting; notices are kept for :meth:`wait`."""
+        """Let what is under way go on, without waiting; notices, and that a signal arrived, are kept for
+        :meth:`wait`."""
         self._pump(0.0)
 
     def _pause(self, deadline: float | None) -> float | None:
         moments = [moment for moment in (deadline, self._timers[0].due if self._timers else None) if moment is not None]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
-    def _pump(self, timeout: float | None) -> bool:
-        """Handle what the core has, wait for it up to ``timeout``; true when a signal arrived."""
+    def _pump(self, timeout: float | None) -> None:
+        """Handle what the core has, wait for it up to ``timeout``, or until a signal arrives."""
         watched = [self._loop.fileno()] + ([self._wake_fd] if self._wake_fd is not None else [])
         ready, _, _ = select.select(watched, [], [], timeout)
-        woken = self._wake_fd in ready
-        if woken and self._wake_fd is not None:
+        if self._wake_fd is not None and self._wake_fd in ready:
             os.read(self._wake_fd, 4096)
+            self._woken = True
         for item in self._loop.drain():
             if isinstance(item, Event):
                 self._event(item)
@@ -464,7 +468,6 @@ class RunCoordinator:
         now = time.monotonic()
         while self._timers and self._timers[0].due <= now:
             heapq.heappop(self._timers).call()
-        return woken
 
     def _event(self, event: Event) -> None:
         if event.kind == "store_connected":
@@ -526,6 +529,9 @@ class RunCoordinator:
         if not self._flights:
             return
         self._watch(self._store.sweep_lost(self.run_id, self.generation), self._swept, self._later)
+        if self._cancelling:
+            # What came into the queue after the last look: no sweep sends it again now.
+            self._watch(self._store.cancel_queued(self.run_id, self.generation), self._look, self._later)
         self._look(self._flights)
 
     def _renew(self) -> None:
@@ -618,8 +624,8 @@ class RunCoordinator:
                 self._resend(SEND_ENTRIES, vanished=False)
 
         request = {"QueueUrl": queue.url, "AttributeNames": names}
-        operation = self._sqs.call("GetQueueAttributes", request)
-        self._watch(operation, counted, self._later, functools.partial(_may_return, queue))
+        ask = functools.partial(self._sqs.call, "GetQueueAttributes", request)
+        self._ask_sqs(ask, counted, self._later, functools.partial(_may_return, queue))
 
     def _resend(self, limit: int, *, vanished: bool) -> None:
         settings = self.settings
@@ -668,14 +674,16 @@ class RunCoordinator:
         heartbeats go on."""
         for generation in generations:
             self._end_backends(step_application_name(generation))
-        self._still_mine()
+        self.is_active()
 
-    def _still_mine(self) -> None:
-        """Before deciding and writing how an attempt ended: that is not for one who has been superseded meanwhile."""
+    def is_active(self) -> bool:
+        """Whether nobody has asked for the run's end; leaves when superseded.  To be asked before deciding and writing
+        how an attempt ended.  Blocks."""
         while True:
             try:
-                self._renewed(self._renewal().result())
-                return
+                state = self._renewal().result()
+                self._renewed(state)
+                return state == "active"
             except DagsterTaskiqError as error:
                 if not _may_pass(error):
                     raise
@@ -732,6 +740,22 @@ class RunCoordinator:
 
         self._operations[operation] = done
         operation.watch()
+
+    def _ask_sqs(
+        self,
+        start: Callable[[], Operation[Any]],
+        call: Callable[[Any], None],
+        failed: Callable[[DagsterTaskiqError], None],
+        passes: Callable[[DagsterTaskiqError], bool],
+    ) -> None:
+        """As :meth:`_watch`.  Credentials that expire are renewed when a request is made; that this does not succeed
+        may pass, unlike SQS's refusal of credentials."""
+        try:
+            operation = start()
+        except CredentialsError as error:
+            failed(error)
+            return
+        self._watch(operation, call, failed, passes)
 
     def _later(self, error: DagsterTaskiqError) -> None:
         """Of a visit that comes again by itself."""
@@ -809,7 +833,7 @@ def _may_return(queue: _Queue, error: DagsterTaskiqError) -> bool:
 
 def _retry_pause(failures: int) -> float:
     """Capped exponential backoff with full jitter."""
-    return random.uniform(0.0, min(FIRST_RETRY * 2.0**failures, LAST_RETRY)) + 0.05
+    return random.uniform(0.0, min(FIRST_RETRY * 2.0 ** min(failures, 16), LAST_RETRY)) + 0.05
 
 
 def _chunks(entries: list[tuple[Key, bytes]]) -> Iterable[list[tuple[Key, bytes]]]:

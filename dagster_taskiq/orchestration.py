@@ -342,9 +342,12 @@ class RunOrchestration:
         context = self._context.for_step(self._active.get_step_by_key(step_key))
         yield from events
         if outcome.claimed_at is None:
-            yield _dagster.engine_event(
-                context, f'Step "{step_key}" never started: {outcome.reason}.', {"queue": notice.queue}
-            )
+            why = f'Step "{step_key}" never started: {outcome.reason}.'
+            if not self._stopping and self._coordinator.is_active():
+                # Taken back from the queue by a coordinator that did not come to say so.
+                yield self._fail(step_key, why)
+                return
+            yield _dagster.engine_event(context, why, {"queue": notice.queue})
             self._forget(step_key)
             if not self._stopping:
                 self._stop()

@@ -261,3 +261,20 @@ def test_an_end_that_is_in_the_log_is_adopted(bench: Bench, state: str) -> None:
     assert bench.status(run) == DagsterRunStatus.SUCCESS.value, run_worker.output
     assert bench.rows(run.run_id) == [("one", 1, state)]
     assert telling(bench.logged(run.run_id)["one"]) == ["WORKER_STARTING", "WORKER_STARTED", "START", "SUCCESS"]
+
+
+def test_a_step_that_was_taken_back_without_a_word_fails(bench: Bench) -> None:
+    """Its run worker died between the row's cancellation and the event that says why."""
+    run = bench.create("single")
+    first = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    first.kill()
+    take_back = """
+        UPDATE dagster_taskiq_steps SET state = 'cancelled', finished_at = now(), reason = 'cancelled by hand'
+        WHERE run_id = %s
+    """
+    services.rows(bench.database_url, take_back, [run.run_id])
+    bench.run_worker(run, resume=True).wait()
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value
+    assert telling(bench.logged(run.run_id)["one"]) == ["WORKER_STARTING", "FAILURE"]
+    assert any("never started: cancelled by hand" in text for text in bench.messages(run.run_id))
