@@ -20,6 +20,7 @@ at most 8.3 %).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -138,7 +139,10 @@ class Settings:
         values.update((name, config[name]) for name in own if config.get(name) is not None)
         for name in NULLABLE & set(config):
             values[name] = config[name]
-        for name, value in (config.get("backoff") or {}).items():
+        backoff = config.get("backoff") or {}
+        if not isinstance(backoff, Mapping):
+            raise ConfigError(f"backoff must be a mapping with base, cap or both, not {backoff!r}.")
+        for name, value in backoff.items():
             if name not in ("base", "cap"):
                 raise ConfigError(f"unknown setting backoff.{name}. Known are: base, cap.")
             values[f"backoff_{name}"] = value
@@ -167,6 +171,7 @@ EXECUTOR_ONLY: Final = ("retries", "step_dependency_config")
 WORKER_ONLY: Final = ("previous_signing_keys", "code_locations", "load_timeout", "retention")
 """Settings that only workers read; a run's config has no place for them."""
 
+TEXTS: Final = frozenset({"queue", "queue_url", "region", "endpoint_url", "database_url", "signing_key"})
 LISTS: Final = ("tag_concurrency_limits", "previous_signing_keys", "code_locations")
 WHOLE: Final = frozenset({"max_concurrent", "visibility_timeout", "worker_loss_retries"})
 REAL: Final = frozenset(
@@ -191,13 +196,21 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 def _converted(name: str, value: Any) -> Any:
     """Numbers may come as text (from the environment)."""
+    if value is None:
+        return value
+    if name in TEXTS and not isinstance(value, str):
+        # YAML reads a key of digits as a number, and would have lost its leading zeros.
+        raise ConfigError(f"{name} must be text, not {type(value).__name__}; in YAML, put it in quotes.")
     kind = int if name in WHOLE else float if name in REAL else None
-    if kind is None or value is None:
+    if kind is None:
         return value
     try:
-        return kind(value)
-    except (TypeError, ValueError):
+        number = kind(value)
+        if isinstance(value, bool) or not math.isfinite(number) or (isinstance(value, float) and number != value):
+            raise ValueError(value)
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name} must be a {'whole ' if kind is int else ''}number, not {value!r}.") from None
+    return number
 
 
 def load_yaml(path: str | Path, *, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -207,6 +220,8 @@ def load_yaml(path: str | Path, *, environ: Mapping[str, str] = os.environ) -> d
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the config file {path}: {error}") from error
+    if document and (not isinstance(document, dict) or "execution" not in document):
+        raise ConfigError(f"{path}: expected a mapping with `execution: config:`, where the settings are.")
     block: Any = document
     for name in ("execution", "config"):
         if not isinstance(block, dict):

@@ -58,6 +58,13 @@ def test_backoff_and_an_explicit_null() -> None:
         ({"backoff": {"bas": 10}}, ["backoff.bas"]),
         ({"quue": "x"}, ["quue", "queue"]),
         ({"lease_ttl": "soon"}, ["lease_ttl", "soon"]),
+        ({"lease_ttl": float("nan")}, ["lease_ttl", "nan"]),
+        ({"lease_ttl": float("inf")}, ["lease_ttl", "inf"]),
+        ({"visibility_timeout": 60.5}, ["visibility_timeout", "60.5"]),
+        ({"max_concurrent": True}, ["max_concurrent", "True"]),
+        ({"backoff": 5}, ["backoff", "base", "cap"]),
+        ({"queue": ["a", "b"]}, ["queue", "text"]),
+        ({"signing_key": 12345}, ["signing_key", "quotes"]),
         ({"worker_loss_retries": -1}, ["worker_loss_retries"]),
         ({"queue": ""}, ["queue"]),
         ({"max_concurrent": 0}, ["max_concurrent"]),
@@ -88,6 +95,8 @@ def test_yaml_with_environment_variables(tmp_path: Path) -> None:
     [
         ("execution: {config: {queue: {env: NOPE}}}", "NOPE"),
         ("execution: [1]", "execution"),
+        ("queue: mine", "execution"),
+        ("[1]", "execution"),
         ("a: [", "worker.yaml"),
     ],
 )
