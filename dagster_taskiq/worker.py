@@ -104,6 +104,8 @@ class SQSTaskIQWorker:
         self.cancel_grace = cancel_grace
         self.drain_timeout = drain_timeout
         self.queues = list(dict.fromkeys(queues or [settings.queue_url or settings.queue]))
+        own = [settings.queue] if settings.queue_url in self.queues else []
+        self._served = list(dict.fromkeys([*own, *map(_queue_name, self.queues)]))
         self.slots = slots
         self.broker = broker or SQSBroker(self.queues[0], region=settings.region, endpoint_url=settings.endpoint_url)
         self._database_url = settings.database_url
@@ -544,7 +546,7 @@ class SQSTaskIQWorker:
             self.hostname,
             os.getpid(),
             self._boot_id,
-            self.queues,
+            self._served,
             self.slots,
             pid_start=process_start(os.getpid()),
             ttl=4 * WORKER_HEARTBEAT,
@@ -643,6 +645,11 @@ def _delivery(queue: str, url: str, message: Mapping[str, Any], received_ns: int
         receive_count=int(count),
         received_ns=received_ns,
     )
+
+
+def _queue_name(name_or_url: str) -> str:
+    """Executors ask by a queue's name who serves it."""
+    return name_or_url.rstrip("/").rpartition("/")[2] if sqs.is_queue_url(name_or_url) else name_or_url
 
 
 def _task_name(body: bytes) -> str | None:

@@ -94,3 +94,13 @@ def test_old_rows_are_removed(stage: Any, start_worker: Any) -> None:
     start_worker().wait_for_log("removed 1 old runs")
     left = services.rows(stage.database_url, "SELECT run_id FROM dagster_taskiq_runs")
     assert left == [(stage.run_id,)]
+
+
+def test_a_queue_that_is_given_by_its_url_is_served_by_name(stage: Any, processes: Any) -> None:
+    """Executors have rows under the queue's name, and fail steps of queues that nobody serves."""
+    config = {"queue": "steps", "queue_url": stage.queue.url}
+    worker = processes.start_worker([], config=config, env={"DAGSTER_TASKIQ_DATABASE_URL": stage.database_url})
+    assert stage.store.queue_depth("steps").result(10).workers == 1
+    worker.stop()
+    processes.start_worker([stage.queue.url], env={"DAGSTER_TASKIQ_DATABASE_URL": stage.database_url})
+    assert stage.store.queue_depth(stage.queue.name).result(10).workers == 1
