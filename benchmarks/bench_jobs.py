@@ -1,0 +1,72 @@
+"""The jobs that are measured: no-op ops, in a chain or side by side, under whatever executor is asked for.
+
+The shape and size are in the job's name (``chain_50``, ``fan_150``), the executor in the environment variable
+BENCH_EXECUTOR, so that every process that loads this module by its name finds the same job.  Ops hand nothing on but
+their order (Nothing), so that no IO manager is measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from dagster import In, JobDefinition, Nothing, Out, in_process_executor, job, multiprocess_executor, op
+
+EXECUTOR = "BENCH_EXECUTOR"
+
+
+@op(ins={"before": In(Nothing)}, out=Out(Nothing))
+def step() -> None:
+    pass
+
+
+@op(out=Out(Nothing))
+def first() -> None:
+    pass
+
+
+def _executor() -> Any:
+    kind = os.environ.get(EXECUTOR, "in_process")
+    if kind == "taskiq":
+        from dagster_taskiq import taskiq_executor
+
+        return taskiq_executor
+    if kind == "celery":
+        from dagster_celery import celery_executor
+
+        return celery_executor
+    return {"in_process": in_process_executor, "multiprocess": multiprocess_executor}[kind]
+
+
+def chain(size: int) -> Callable[[], None]:
+    """``size`` steps, each after the one before."""
+
+    def shape() -> None:
+        before = first()
+        for number in range(size - 1):
+            before = step.alias(f"step_{number}")(before)
+
+    return shape
+
+
+def fan(size: int) -> Callable[[], None]:
+    """One step, then ``size`` that only wait for that one."""
+
+    def shape() -> None:
+        before = first()
+        for number in range(size):
+            step.alias(f"step_{number}")(before)
+
+    return shape
+
+
+def __getattr__(name: str) -> JobDefinition:
+    kind, _, size = name.partition("_")
+    if kind not in ("chain", "fan") or not size.isdecimal():
+        raise AttributeError(name)
+    shape = {"chain": chain, "fan": fan}[kind](int(size))
+    shape.__name__ = shape.__qualname__ = name
+    made: JobDefinition = job(executor_def=_executor())(shape)
+    globals()[name] = made
+    return made
