@@ -16,6 +16,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from dagster_taskiq import _core
@@ -32,6 +33,9 @@ State = Literal["succeeded", "failed", "cancelled"]
 
 RETRY_SOON = 5
 """Seconds until a delivery is seen again that could not be dealt with now."""
+
+STEP_TRIES = 2
+"""Warm parents that are asked for a step process, when the one before dies meanwhile."""
 
 VISIBILITY_MAX = 43_200
 """Seconds from its receipt for which SQS hides a message at most."""
@@ -193,6 +197,11 @@ class Attempt:
             step.dismiss()
             await step.wait()
             return await self._not_started()
+        except Exception:
+            # The store refuses for good.  Without its process the claim ends with its lease.
+            step.dismiss()
+            await step.wait()
+            raise
         if not started:
             step.dismiss()
             await step.wait()
@@ -221,9 +230,17 @@ class Attempt:
         stored = await self._unless_interrupted(lambda: self._persist(lambda: self._host.parts(task.digests)))
         self._step_args = step_args(task, stored)
         job_origin, instance_ref = (part_text(task, name, stored) for name in (JOB_ORIGIN, INSTANCE_REF))
-        parents = self._host.parents
-        parent = await self._unless_interrupted(lambda: parents.get(task.code_location, job_origin, instance_ref))
-        return await self._unless_interrupted(lambda: parent.start_step(self.generation))
+        get = partial(self._host.parents.get, task.code_location, job_origin, instance_ref)
+        tries = 0
+        while True:
+            parent = await self._unless_interrupted(get)
+            try:
+                return await self._unless_interrupted(partial(parent.start_step, self.generation))
+            except WarmParentError:
+                # It went away meanwhile, killed or let go for another: that is not this step's fault.
+                tries += 1
+                if parent.alive or tries == STEP_TRIES:
+                    raise
 
     async def _start(self, step: StepProcess) -> bool:
         """Set started_at, which is also the last check that the claim is ours."""
@@ -288,7 +305,7 @@ class Attempt:
         state: State
         if terminal == "STEP_SUCCESS" or not self._cancelled:
             killed = oom_kills().since(self._oom_kills) if how.signal == signal.SIGKILL else OomKills(None, None)
-            state, error, reason = _judge(how, events, terminal, step.pid, self._host.hostname, killed)
+            state, error, reason = _judge(how, events, terminal, step, self._host.hostname, killed)
         else:
             state, error, reason = "cancelled", None, "cancelled while it ran"
         return await self._complete(state, events, error, reason, how)
@@ -387,7 +404,7 @@ def _terminal(events: list[str] | None, step_key: str) -> str | None:
 
 
 def _judge(
-    how: Exit, events: list[str] | None, terminal: str | None, pid: int, host: str, killed: OomKills
+    how: Exit, events: list[str] | None, terminal: str | None, step: StepProcess, host: str, killed: OomKills
 ) -> tuple[State, dict[str, Any] | None, str | None]:
     """State, error and reason of a step process that died under a living worker, unasked."""
     if terminal is not None:
@@ -401,8 +418,9 @@ def _judge(
         "signal_name": _signal_name(how.signal),
         "max_rss_kib": how.max_rss_kib,
         "oom_kills": {"cgroup": killed.cgroup, "host": killed.host},
-        "pid": pid,
+        "pid": step.pid,
         "host": host,
+        "raised": step.raised,
     }
     error["message"] = _sentence(error, killed)
     return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
@@ -420,7 +438,8 @@ def _sentence(error: Mapping[str, Any], killed: OomKills) -> str:
         )
     if error["exit_code"] == 0:
         return f"{who} ended with exit code 0 and without an event that says how the step ended."
-    return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}"
+    raised = f" It raised {error['raised']} (the worker's log has the traceback)." if error["raised"] else ""
+    return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}{raised}"
 
 
 def _cause(killed: OomKills) -> str:

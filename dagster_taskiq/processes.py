@@ -41,6 +41,10 @@ log.
 """
 
 
+Key = tuple[str, str, str]
+"""Of a warm parent: code location, digests of its repository and of the instance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could
@@ -61,6 +65,7 @@ class StepProcess:
         self.pid = 0
         self.pid_start = ""
         self.warnings: list[str] = []
+        self.raised: str | None = None
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._parent = parent
         self._channel = channel
@@ -133,6 +138,8 @@ class StepProcess:
                 self._events.clear()
         elif kind == "warning":
             self.warnings.append(frame["text"])
+        elif kind == "raised":
+            self.raised = frame["text"]
         elif kind == "end":
             self._complete = bool(frame["complete"])
 
@@ -393,19 +400,17 @@ class WarmParents:
         self._levers = frozenset(levers)
         self._load_timeout = load_timeout
         self._limit = limit
-        self._parents: OrderedDict[tuple[str, str, str], asyncio.Task[WarmParentHandle]] = OrderedDict()
+        self._parents: OrderedDict[Key, asyncio.Task[WarmParentHandle]] = OrderedDict()
         self._said: set[str] = set()
 
     async def get(self, code_location: str, job_origin: str, instance_ref: str) -> WarmParentHandle:
         """The warm parent for this code location, ready.  Raises ``WarmParentError``; the next call tries anew."""
         repository = json.dumps(json.loads(job_origin)["repository_origin"], sort_keys=True)
         key = (code_location, _core.sha256_hex(repository), _core.sha256_hex(instance_ref))
+        await self._make_room(key)
+        # From here to the new task nothing else runs, so that two who ask at once get the same one.
         task = self._parents.get(key)
-        if task is not None and task.done() and not (_succeeded(task) and task.result().alive):
-            await self._drop(key)
-            task = None
         if task is None:
-            await self._make_room()
             task = asyncio.get_running_loop().create_task(self._start(job_origin, instance_ref))
             self._parents[key] = task
         self._parents.move_to_end(key)
@@ -431,14 +436,17 @@ class WarmParents:
         logger.info("a warm parent is ready", extra=fields(pid=parent.pid))
         return parent
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, wanted: Key) -> None:
+        """Drop what is of no use any more, and idle ones when there is no room for the one that is wanted."""
+        while (task := self._parents.get(wanted)) is not None and _is_over(task):
+            await self._drop(wanted)
         for key, task in list(self._parents.items()):
-            if len(self._parents) < self._limit:
+            if wanted in self._parents or len(self._parents) < self._limit:
                 return
-            if task.done() and (not _succeeded(task) or task.result().idle):
+            if _is_over(task) or (task.done() and task.result().idle):
                 await self._drop(key)
 
-    async def _drop(self, key: tuple[str, str, str]) -> None:
+    async def _drop(self, key: Key) -> None:
         task = self._parents.pop(key, None)
         if task is None:
             return
@@ -451,3 +459,8 @@ class WarmParents:
 
 def _succeeded(task: asyncio.Task[WarmParentHandle]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _is_over(task: asyncio.Task[WarmParentHandle]) -> bool:
+    """It could not be started, or has died since."""
+    return task.done() and not (_succeeded(task) and task.result().alive)

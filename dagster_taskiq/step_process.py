@@ -6,8 +6,8 @@ attempt; until then it has touched nothing of the run.  Then, in this order: fen
 console entry point ``dagster api execute_step``.
 
 The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has
-stored), ``warning``, and ``end``.  A stream without ``end`` is that of a process that died; the worker then trusts none
-of it to be complete.
+stored), ``warning``, ``raised`` (what the entry point raised), and ``end``.  A stream without ``end`` is that of a
+process that died; the worker then trusts none of it to be complete.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
 executor reads Dagster's log.
 """
+
+RAISED_MAX = 2000
+"""Characters of an exception's text that go into the attempt's row; the worker's log has all of it."""
 
 EXIT_NOT_STARTED = 0
 """Exit code of a process that was let go before it had an attempt."""
@@ -139,7 +142,8 @@ def _serve(
     if CONNECTION_REUSE in levers:
         reuse.install()
     _hand_over(instance, attempt["run_id"], reporter, levers)
-    code = run_console_script(entry_point(), ["dagster", "api", "execute_step", attempt["step_args"]])
+    argv = ["dagster", "api", "execute_step", attempt["step_args"]]
+    code = run_console_script(entry_point(), argv, reporter.raised)
     reuse.close()
     reporter.end()
     return code
@@ -168,6 +172,10 @@ class _Reporter:
 
     def warning(self, text: str) -> None:
         self._send({"op": "warning", "text": text})
+
+    def raised(self, error: BaseException) -> None:
+        """Dagster writes no event for what is raised before the step begins, as by an import of the user's code."""
+        self._send({"op": "raised", "text": f"{type(error).__name__}: {error}"[:RAISED_MAX]})
 
     def end(self) -> None:
         self._send({"op": "end", "complete": self._attached})
@@ -216,15 +224,19 @@ def _hand_over(instance: Any, run_id: str, reporter: _Reporter, levers: frozense
     dagster.DagsterInstance.from_ref = staticmethod(from_ref)  # type: ignore[assignment]
 
 
-def run_console_script(entry_point: Callable[[], Any], argv: list[str]) -> int:
-    """What the installed script does: call, and exit with what comes out."""
+def run_console_script(
+    entry_point: Callable[[], Any], argv: list[str], on_error: Callable[[BaseException], None] | None = None
+) -> int:
+    """What the installed script does: call, and exit with what comes out.  ``on_error`` is told of an exception."""
     sys.argv = argv
     try:
         status = entry_point()
     except SystemExit as error:
         status = error.code
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if on_error is not None:
+            on_error(error)
         status = 1
     if status is None:
         return 0

@@ -25,7 +25,7 @@ class Stage:
 
     def __init__(self, database_url: str, queue: services.Queue, folder: Path) -> None:
         import worker_jobs
-        from dagster import DagsterInstance, deserialize_value, reconstructable, serialize_value
+        from dagster import DagsterInstance, reconstructable, serialize_value
 
         from dagster_taskiq import _core, migrations, store
 
@@ -40,6 +40,13 @@ class Stage:
         self.origin = json.loads(serialize_value(origin))
         self.origin["repository_origin"]["code_pointer"]["working_directory"] = str(HERE)
         self.instance_ref = serialize_value(self.instance.get_ref())
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """A new run of the job at ``origin``; from now on messages and rows are of this one."""
+        import worker_jobs
+        from dagster import deserialize_value
+
         self.run = self.instance.create_run_for_job(
             worker_jobs.work, job_code_origin=deserialize_value(json.dumps(self.origin))
         )

@@ -67,6 +67,23 @@ def test_crashes(stage: Any, start_worker: Any, isolation: str) -> None:
     assert zombies_below(worker.pid) == []
 
 
+@pytest.mark.parametrize("isolation", ["fork", "spawn"])
+def test_code_that_cannot_be_loaded_is_named_in_the_row(stage: Any, start_worker: Any, isolation: str) -> None:
+    start_worker(slots=1, args=["--isolation", isolation])
+    stage.origin["repository_origin"]["code_pointer"] = {
+        "__class__": "ModuleCodePointer",
+        "fn_name": "work",
+        "module": "no_such_module",
+        "working_directory": None,
+    }
+    stage.begin_run()
+    stage.send("exits")
+    stage.wait_for_state("exits", "failed")
+    outcome = stage.outcome("exits")
+    assert outcome.reason == "crash"
+    assert "no_such_module" in json.loads(outcome.error)["message"]
+
+
 def test_children_of_a_step_die_with_it(stage: Any, start_worker: Any) -> None:
     start_worker()
     stage.send("family")
