@@ -72,8 +72,8 @@ def check(store: IdempotencyStore, *, timeout: float | None = None) -> None:
     if done < newest:
         state = f"at migration {done}, this release needs {newest}" if done else "missing in this database"
         raise StoreSchemaError(
-            f"the dagster_taskiq tables are {state}: start a worker or a run with automatic migration, "
-            "or call dagster_taskiq.migrations.migrate"
+            f"the dagster_taskiq tables are {state}: `dagster-taskiq db migrate` makes them, as does the start of a "
+            "worker or of a run"
         )
 
 

@@ -60,7 +60,7 @@ def make_client(
 
     ``credentials``: a tuple, or a function that returns one; it is called again before they expire, when an operation
     is called or ``client.refresh_credentials()`` is; what it raises becomes ``CredentialsError``.  Raises
-    ``ConfigError`` when the region or the credentials are nowhere to be found.
+    ``ConfigError`` when the region or the credentials are nowhere to be found, or an option cannot be right.
     """
     if endpoint is None:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_SQS") or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -69,20 +69,17 @@ def make_client(
     if credentials is None:
         credentials = find_credentials()
     if callable(credentials):
-        client = SqsClient(loop, region=region, endpoint=endpoint, refresh=_refresh(credentials), **options)
+        options["refresh"] = _refresh(credentials)
+    else:
+        names = ("access_key_id", "secret_access_key", "session_token", "expires_at")
+        options.update(zip(names, _whole(credentials), strict=True))
+    try:
+        client = SqsClient(loop, region=region, endpoint=endpoint, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if callable(credentials):
         client.refresh_credentials()
-        return client
-    key_id, secret, token, expires_at = _whole(credentials)
-    return SqsClient(
-        loop,
-        region=region,
-        endpoint=endpoint,
-        access_key_id=key_id,
-        secret_access_key=secret,
-        session_token=token,
-        expires_at=expires_at,
-        **options,
-    )
+    return client
 
 
 def _refresh(provider: CredentialsProvider) -> Callable[[], tuple[str, str, str | None, int]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from dagster_taskiq import _core
+from dagster_taskiq.errors import ConfigError
 
 StepState = Literal["queued", "claimed", "succeeded", "failed", "cancelled", "lost"]
 RunState = Literal["active", "cancelling", "ended"]
@@ -279,12 +280,18 @@ class IdempotencyStore:
 
     ``url``: a libpq URI or key=value string.  ``application_name``: of the connection; a coordinator gives
     :func:`run_application_name`.  The connection is made at the first call and made again whenever it is lost; calls
-    wait for it."""
+    wait for it.  Raises ``ConfigError`` for a URL that libpq cannot read."""
 
     def __init__(
         self, loop: _core.Loop, url: str, *, application_name: str | None = None, **options: float | None
     ) -> None:
-        self.core = _core.Store(loop, url, application_name=application_name, **options)
+        try:
+            self.core = _core.Store(loop, url, application_name=application_name, **options)
+        except ValueError as error:
+            # Without the URL, which has a password in it.
+            raise ConfigError(
+                f"database_url (DAGSTER_TASKIQ_DATABASE_URL): {error}; expected postgresql://user:password@host/database"
+            ) from error
 
     def _run(
         self, statement: str, convert: Callable[[list[_Row]], _T], *params: Any, timeout: float | None = None

@@ -76,10 +76,13 @@ def dev(
       dagster-taskiq dev -m my_package.definitions
       dagster-taskiq dev -f jobs.py --port 3000 --workers 2 --slots 4
     """
+    from dagster_taskiq.dev.service import refuse_used_port
     from dagster_taskiq.dev.stack import Stack
 
     if module and python_file:
         raise click.UsageError("give either --module or --file")
+    if port is not None:
+        refuse_used_port(port)
     target = ["-f", str(python_file.absolute())] if python_file else ["-m", module or EXAMPLE]
     try:
         with _signals_as_interrupt(), Stack(data_dir, say=_say) as stack:

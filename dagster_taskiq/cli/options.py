@@ -69,13 +69,21 @@ def resolve_database_url(settings: Settings) -> str:
 
     if settings.database_url:
         return settings.database_url
-    if os.environ.get("DAGSTER_HOME"):
+    home = os.environ.get("DAGSTER_HOME")
+    if home:
         from dagster import DagsterInstance
 
         from dagster_taskiq._dagster import instance_postgres_url
 
-        with DagsterInstance.get() as instance:
-            url = instance_postgres_url(instance)
+        try:
+            with DagsterInstance.get() as instance:
+                url = instance_postgres_url(instance)
+        except Exception as error:
+            # Whatever Dagster, a storage of its and their drivers raise: the user has one thing to correct.
+            raise ConfigError(
+                f"the Dagster instance in DAGSTER_HOME ({home}) cannot be opened, to find its PostgreSQL: "
+                f"{_in_short(error)}\nCorrect it, or give --database-url or DAGSTER_TASKIQ_DATABASE_URL."
+            ) from error
         if url:
             return url
     raise ConfigError(
@@ -84,15 +92,30 @@ def resolve_database_url(settings: Settings) -> str:
     )
 
 
+def _in_short(error: BaseException) -> str:
+    """The error and its first cause, a line each."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    texts = [str(one).strip().splitlines() or [type(one).__name__] for one in dict.fromkeys((error, cause))]
+    return "\n  ".join(lines[0] for lines in texts)
+
+
 @contextmanager
 def open_store(url: str) -> Iterator[IdempotencyStore]:
-    """A store on a loop of its own."""
-    from dagster_taskiq import _core
+    """A store on a loop of its own.  Where its tables are missing, the error says which command makes them."""
+    from dagster_taskiq import _core, migrations
+    from dagster_taskiq.errors import StoreSchemaError
     from dagster_taskiq.store import IdempotencyStore
 
     loop = _core.Loop()
     try:
-        yield IdempotencyStore(loop, url, application_name="dagster-taskiq-cli")
+        store = IdempotencyStore(loop, url, application_name="dagster-taskiq-cli")
+        try:
+            yield store
+        except StoreSchemaError:
+            migrations.check(store, timeout=STATEMENT_TIMEOUT)
+            raise
     finally:
         loop.close()
 

@@ -30,6 +30,18 @@ def free_port() -> int:
         return port
 
 
+def refuse_used_port(port: int) -> None:
+    """DevServerError when a server has this TCP port of 127.0.0.1: it would answer in place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise DevServerError(
+                f"port {port} of 127.0.0.1 cannot be had ({error.strerror}): choose another one with --port"
+            ) from error
+
+
 def unprivileged_user() -> pwd.struct_passwd | None:
     """Whom to run a server as that refuses root; None when this process is not root."""
     if os.geteuid() != 0:

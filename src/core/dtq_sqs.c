@@ -48,7 +48,7 @@ static enum dtq_code split_endpoint(struct dtq_sqs *client, const char *endpoint
     enum dtq_code rc = dtq_buf_check(&text, err, "the endpoint");
     if (!rc && dtq_uri_split(dtq_buf_slice(&text), &uri, err) != DTQ_OK)
         rc = dtq_error_set(err, DTQ_INVALID_ARGUMENT,
-                           "the SQS endpoint is not a URL like http://127.0.0.1:9324: check the endpoint setting, "
+                           "the SQS endpoint is not a URL like http://127.0.0.1:9324: check the setting endpoint_url, "
                            "AWS_ENDPOINT_URL_SQS and AWS_ENDPOINT_URL");
     if (!rc) {
         dtq_uri_add_origin(&uri, &origin);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -78,9 +79,46 @@ def test_unreachable_database_is_one_line() -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status", "--database-url", "nonsense"], ["database_url", "postgresql://"]),
+        (["status", "--database-url", "postgresql+psycopg2://u:secret@127.0.0.1/x"], ["database_url", "postgresql://"]),
+        (["queue", "create", "q", "--region", "x", "--endpoint-url", "127.0.0.1:1"], ["AWS_ENDPOINT_URL_SQS"]),
+    ],
+)
+def test_what_is_no_url_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    error = run(*arguments, status=1)
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert "secret" not in error
+
+
+def test_an_instance_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "none"))
+    error = run("status", status=1)
+    assert str(tmp_path / "none") in error
+    assert "DAGSTER_TASKIQ_DATABASE_URL" in error
+    assert "Traceback" not in error
+
+
+def test_dev_refuses_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        error = run("dev", "--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path / "data"), status=1)
+    assert "--port" in error
+    assert not (tmp_path / "data").exists()
+
+
 def test_migrate_and_check(database_url: str) -> None:
-    error = run("db", "check", "--database-url", database_url, status=1)
-    assert "tables" in error
+    for command in (["db", "check"], ["status"], ["worker", "list"]):
+        error = run(*command, "--database-url", database_url, status=1)
+        assert "tables" in error
+        assert "dagster-taskiq db migrate" in error
     assert "migration" in run("db", "migrate", "--database-url", database_url)
     run("db", "migrate", "--database-url", database_url)
     run("db", "check", "--database-url", database_url)
