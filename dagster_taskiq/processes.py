@@ -443,7 +443,8 @@ class WarmParents:
         for key, task in list(self._parents.items()):
             if wanted in self._parents or len(self._parents) < self._limit:
                 return
-            if _is_over(task) or (task.done() and task.result().idle):
+            given_up = _is_over(task) or (task.done() and task.result().idle)
+            if given_up and self._parents.get(key) is task:
                 await self._drop(key)
 
     async def _drop(self, key: Key) -> None:

@@ -113,6 +113,26 @@ def test_a_warm_parent_that_dies(stage: Any, start_worker: Any) -> None:
     assert zombies_below(worker.pid) == []
 
 
+def test_a_warm_parent_that_dies_before_the_fork(stage: Any, start_worker: Any) -> None:
+    """The steps that asked it for their processes are no failures; they share its successor."""
+    worker = start_worker()
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    (parent,) = services.descendants(worker.pid)
+    os.kill(parent, signal.SIGSTOP)
+    stage.send("slow")
+    stage.send("other")
+    for key in ("slow", "other"):
+        stage.wait_for_state(key, "claimed")
+    os.kill(parent, signal.SIGKILL)
+    stage.wait_for_note("start", "slow")
+    stage.wait_for_state("other", "succeeded")
+    stage.release()
+    stage.wait_for_state("slow", "succeeded")
+    (successor,) = services.descendants(worker.pid)
+    assert successor != parent
+
+
 @pytest.mark.parametrize("isolation", ["fork", "spawn"])
 def test_the_world_of_a_step(stage: Any, start_worker: Any, isolation: str) -> None:
     worker = start_worker(args=["--isolation", isolation])
