@@ -425,6 +425,16 @@ def _whole(text: str | None) -> int:
 # ---- reading back ---------------------------------------------------------------------------------------------------
 
 
+def is_outage(error: BaseException | None) -> bool:
+    """Whether an error of Dagster's storage comes from a connection that was lost or could not be made.  The driver
+    and the layer above it call that by the same names."""
+    while error is not None:
+        if type(error).__name__ in ("OperationalError", "InterfaceError"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def attempt_events(
     instance: DagsterInstance, run_id: str, attempts: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], list[DagsterEvent]]:

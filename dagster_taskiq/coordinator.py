@@ -688,7 +688,7 @@ class RunCoordinator:
                 if not _may_pass(error):
                     raise
                 self._trouble(f"trying again: {error}")
-                self._idle(FIRST_RETRY)
+                self.idle(FIRST_RETRY)
 
     def _end_backends(self, application_name: str) -> None:
         for store in self._log_stores:
@@ -702,11 +702,12 @@ class RunCoordinator:
                 if pause is None:
                     what = f"cannot end the database connections of {application_name}, waiting {LOG_GRACE:g} s instead"
                     self._trouble(f"{what}: {trouble}")
-                    self._idle(LOG_GRACE)
+                    self.idle(LOG_GRACE)
                     break
-                self._idle(pause)
+                self.idle(pause)
 
-    def _idle(self, seconds: float) -> None:
+    def idle(self, seconds: float) -> None:
+        """Let time pass; heartbeats go on."""
         deadline = time.monotonic() + seconds
         while (pause := deadline - time.monotonic()) > 0:
             due = self._pause(deadline)

@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dagster import (
     DagsterEvent,
@@ -38,9 +38,13 @@ from dagster_taskiq.sqs import make_client
 from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SUBMIT: Final = 10
 """Steps that get their rows and messages together."""
+
+READ_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
+"""Seconds between attempts to read Dagster's log: a minute, as a fail-over may take."""
 
 NEUTRAL_LIMIT: Final[Mapping[str, Any]] = {"key": "dagster-taskiq/no-such-tag", "limit": 1_000_000}
 """A tag limit that limits nothing: the list may not be empty when the plan starts, else what is put into it later has
@@ -331,10 +335,22 @@ class RunOrchestration:
                 notice.outcome.generation for notice in silent if notice.outcome.generation is not None
             )
             keys = {notice: (notice.outcome.step_key, notice.outcome.attempt) for notice in silent}
-            logged = _dagster.attempt_events(self._instance, self._run.run_id, keys.values())
+            logged = self._read(lambda: _dagster.attempt_events(self._instance, self._run.run_id, keys.values()))
             events.update((notice, logged[key]) for notice, key in keys.items())
         for notice in ended:
             yield from self._settle_one(notice, events[notice])
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """What Dagster's storage says.  While its PostgreSQL is away it is asked again: Dagster itself would not."""
+        for pause in READ_PAUSES:
+            try:
+                return read()
+            except Exception as error:
+                if not _dagster.is_outage(error):
+                    raise
+                log.warning("run %s: trying again to read Dagster's log: %s", self._run.run_id, error)
+            self._coordinator.idle(pause)
+        return read()
 
     def _settle_one(self, notice: Ended, events: list[DagsterEvent]) -> Iterator[DagsterEvent]:
         outcome = notice.outcome
@@ -418,7 +434,7 @@ class RunOrchestration:
         Rows first, log after: a row says whether a process lives, the log how it ended.  No limit acts meanwhile: only
         steps that were under way or had ended are taken out of the plan here, and those hold what they need."""
         rows = {(row.step_key, row.attempt): row for row in self._coordinator.take_over(previous)}
-        logged = _dagster.logged_steps(self._instance, self._run.run_id)
+        logged = self._read(lambda: _dagster.logged_steps(self._instance, self._run.run_id))
         yield _dagster.engine_event(
             self._context,
             f"Taking the run over from coordinator generation {previous}.",
