@@ -286,7 +286,8 @@ class Faults:
     def _break(self, links: list[Link]) -> str:
         link = self._dice.choice(links)
         kind = self._dice.choice(link.faults)
-        seconds = self._dice.uniform(0.3, 4.0)
+        # One in eight lasts longer than a lease.
+        seconds = self._dice.uniform(0.3, 4.0) if self._dice.random() < 7 / 8 else self._longer_than_lease()
         link.fault(kind, seconds)
         return f"{kind} for {seconds:.1f} s on port {link.port}"
 

@@ -1,7 +1,8 @@
-"""A run worker that dies, or that is taken for dead, at the very end of its run."""
+"""Run workers in moments that a schedule of faults seldom hits."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,4 +56,17 @@ def test_resuming_a_run_that_ends_meanwhile(stack: Stack, tmp_path: Path) -> Non
     assert run.status == "SUCCESS", second.output[-3000:]
     ends = "SELECT count(*) FROM event_logs WHERE run_id = %s AND dagster_event_type IN (%s, %s, %s)"
     assert stack.rows(ends, run.id, "PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED") == [(1,)]
+    assert fault_checker.check(stack.evidence()) == []
+
+
+def test_an_outage_when_the_log_is_to_be_read(stack: Stack, tmp_path: Path) -> None:
+    """A step process has died, and how it ended must be looked up in Dagster's log: PostgreSQL is away at first."""
+    release = tmp_path / "release"
+    run = stack.launch("holding", preload="reads_fail", held={"file": str(release)})
+    (line, *_) = services.wait_for(stack.history_lines, "the start of the step")
+    os.kill(line["pid"], signal.SIGKILL)
+    release.touch()
+    until_ended(stack, run)
+    assert run.process.output.count("trying again to read Dagster's log") == 3
+    assert run.status == "SUCCESS", run.process.output[-3000:]
     assert fault_checker.check(stack.evidence()) == []

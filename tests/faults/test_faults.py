@@ -8,16 +8,16 @@ from pathlib import Path
 import fault_run
 import pytest
 
-STEPS = int(os.environ.get("FAULT_TEST_STEPS", "300"))
-SEED = int(os.environ.get("FAULT_TEST_SEED", "20250101"))
-MINUTES = 3.0
+STEPS = int(os.environ.get("FAULT_TEST_STEPS", "2000"))
+SEED = int(os.environ.get("FAULT_TEST_SEED", "1"))
+MINUTES = float(os.environ.get("FAULT_TEST_MINUTES", "3"))
 """After so many no further run is launched: a slow machine runs fewer steps."""
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(MINUTES * 60 + 600)
 def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path) -> None:
-    options = fault_run.Options(steps=STEPS, seed=SEED, gap=2.0, minutes=MINUTES)
+    options = fault_run.Options(steps=STEPS, seed=SEED, gap=2.0, runs_at_once=3, minutes=MINUTES)
     report = fault_run.run(options, tmp_path / "faults", log=print)
     print(fault_run.summary(report))
     assert report.violations == []

@@ -9,6 +9,7 @@ Found by the interpreter because this folder is on PYTHONPATH; nothing of the pr
 - ``other_host``: the worker says that it runs on a host of its own.
 - ``die_at_the_end``: the run worker dies after it has settled the rows of its run, before Dagster's last event.
 - ``stop_before_begin``: the run worker stops itself before it becomes the run's coordinator.
+- ``reads_fail``: the run worker's first reads of Dagster's log find PostgreSQL gone.
 """
 
 import os
@@ -91,6 +92,21 @@ def _stop_before_begin():
     coordinator.RunCoordinator.begin = stopping_begin
 
 
+def _reads_fail():
+    import psycopg2
+    from dagster import DagsterInstance
+
+    read = DagsterInstance.get_records_for_run
+    failures = [psycopg2.OperationalError("server closed the connection unexpectedly") for _ in range(3)]
+
+    def failing_read(self, *arguments, **options):
+        if failures:
+            raise failures.pop()
+        return read(self, *arguments, **options)
+
+    DagsterInstance.get_records_for_run = failing_read
+
+
 _wanted = os.environ.get("FAULT_TEST_PRELOAD", "")
 if _wanted == "no_fence":
     _no_fence()
@@ -106,3 +122,5 @@ elif _wanted == "die_at_the_end":
     _die_at_the_end()
 elif _wanted == "stop_before_begin":
     _stop_before_begin()
+elif _wanted == "reads_fail":
+    _reads_fail()
