@@ -5,7 +5,8 @@
 #include <string.h>
 
 static const struct dtq_error_info table[] = {
-#define DTQ_ERROR(code, number, name, retryable, python, sentence) {DTQ_##code, name, sentence, python, (retryable) != 0},
+#define DTQ_ERROR(code, number, name, retryable, python, sentence)                                                     \
+    {DTQ_##code, name, sentence, python, (retryable) != 0},
 #include "dtq_error.def"
 #undef DTQ_ERROR
 };
