@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -106,7 +107,11 @@ class Driver:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class Bed:
@@ -380,6 +385,8 @@ def main() -> None:
         options.executors = [name for name in EXECUTORS if name != "celery" or options.celery]
     if "celery" in options.executors and not options.celery:
         parser.error("celery needs --celery PYTHON")
+    # So that what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     before = machine()
     samples = measure(options)
     rows = summary(samples, options)
