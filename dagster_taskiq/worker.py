@@ -347,7 +347,8 @@ class SQSTaskIQWorker:
             )
             await self.hide(delivery, pause)
         elif claim.outcome == "missing":
-            await self._quarantine(delivery, "missing", "no row is known for this attempt")
+            detail = "no row is known for this attempt: does its run have another database_url than this worker?"
+            await self._quarantine(delivery, "missing", detail)
         elif claim.outcome == "expired" and claim.state == "queued":
             await self.hide(delivery, 0)
         else:
@@ -418,7 +419,7 @@ class SQSTaskIQWorker:
         nothing is dropped silently.
         """
         about = fields(queue=delivery.queue, message_id=delivery.message_id, deliveries=delivery.receive_count)
-        logger.error("a message is not to be understood (%s): %s", reason, detail, extra=about)
+        logger.error("a message is refused (%s): %s", reason, detail, extra=about)
         target = await self._dead_letter_url(delivery.queue_url)
         if target is None:
             logger.error("queue %s has no dead-letter queue: the message stays there", delivery.queue, extra=about)
