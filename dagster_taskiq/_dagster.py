@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -325,6 +325,9 @@ class PoolSlots:
 
     FIRST_CHECK: Final = 1.0
     LAST_CHECK: Final = 15.0
+    AHEAD: Final = 10
+    """Steps that wait for a pool at a time.  Asking takes the storage tens of ms: those behind them ask when one of
+    these has its slot."""
 
     def __init__(self, instance: DagsterInstance, run: DagsterRun, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = instance.event_log_storage
@@ -358,20 +361,25 @@ class PoolSlots:
         wait = self._waiting.get(step_key)
         if wait is not None and self._clock() < wait.until:
             return False
+        priority = self._run_priority + step_priority
+        if wait is None and self._is_crowded(concurrency_key, priority):
+            return False
         if not self._has_limit(concurrency_key):
             self._waiting.pop(step_key, None)
             return True
-        status = self._storage.claim_concurrency_slot(
-            concurrency_key, self._run_id, step_key, self._run_priority + step_priority
-        )
+        status = self._storage.claim_concurrency_slot(concurrency_key, self._run_id, step_key, priority)
         if status.is_claimed:
             self._waiting.pop(step_key, None)
             self._held[step_key] = concurrency_key
             return True
         tries = wait.tries + 1 if wait else 0
         pause = status.sleep_interval or min(self.FIRST_CHECK * 1.2**tries, self.LAST_CHECK)
-        self._waiting[step_key] = _Wait(concurrency_key, self._clock() + pause, tries)
+        self._waiting[step_key] = _Wait(concurrency_key, priority, self._clock() + pause, tries)
         return False
+
+    def _is_crowded(self, pool: str, priority: int) -> bool:
+        ahead = [wait.priority for wait in self._waiting.values() if wait.pool == pool]
+        return len(ahead) >= self.AHEAD and priority <= min(ahead)
 
     def _has_limit(self, pool: str) -> bool:
         default = self._storage.get_pool_config().default_pool_limit
@@ -393,7 +401,7 @@ class PoolSlots:
         self._storage.free_concurrency_slot_for_step(self._run_id, step_key)
         for waiting, wait in self._waiting.items():
             if wait.pool == pool:
-                self._waiting[waiting] = _Wait(pool, self._clock(), wait.tries)
+                self._waiting[waiting] = replace(wait, until=self._clock())
 
     def has_pending_claims(self) -> bool:
         return bool(self._waiting)
@@ -411,6 +419,7 @@ class PoolSlots:
 @dataclass(frozen=True, slots=True)
 class _Wait:
     pool: str
+    priority: int
     until: float
     tries: int
 

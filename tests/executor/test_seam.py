@@ -18,6 +18,7 @@ from dagster import (
     DagsterEventType,
     DagsterExecutionInterruptedError,
     DagsterInstance,
+    DagsterRun,
     DynamicOut,
     DynamicOutput,
     Executor,
@@ -340,6 +341,27 @@ def test_pool_slots_are_claimed_freed_and_waited_for(instance: DagsterInstance) 
 
     run(instance, script, pooled_twice)
     assert instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
+
+
+def test_few_of_many_steps_wait_for_a_pool_at_a_time(instance: DagsterInstance) -> None:
+    """The others do not ask the storage, unless they come before those that wait."""
+    instance.event_log_storage.set_concurrency_slots("pool", 1)
+    with _dagster.PoolSlots(instance, DagsterRun("a_job")) as pools:
+        keys = [f"s{number}" for number in range(pools.AHEAD + 5)]
+        assert [key for key in keys if pools.claim("pool", key)] == ["s0"]
+        waiting = keys[1 : pools.AHEAD + 1]
+        assert pools.pending_claim_steps() == waiting
+        assert not pools.claim("pool", "urgent", 1)
+        assert pools.pending_claim_steps() == [*waiting, "urgent"]
+        taken = []
+        held = "s0"
+        while rest := [key for key in ("urgent", *keys) if key not in ("s0", *taken)]:
+            pools.free_step(held)
+            (held,) = [key for key in rest if pools.claim("pool", key)]
+            taken.append(held)
+        assert sorted(taken) == sorted(["urgent", *keys[1:]])
+        assert taken[0] == "urgent"
+        assert not pools.has_pending_claims()
 
 
 def test_the_pool_context_grants_what_is_held_already_while_a_run_is_taken_over(instance: DagsterInstance) -> None:
