@@ -29,10 +29,11 @@ FITTING = {
     "succeeded": {"success", "skipped"},
     "failed": {"retry", "failure", "success"},
     "lost": {"retry", "failure", "success"},
-    "cancelled": {"failure", "success", None},
+    "cancelled": {"failure", "success", "retry", None},
 }
 """State of a row → what the log may say of that attempt.  A process that dies after it has logged its success leaves a
-row that is not succeeded; the log's word counts.
+row that is not succeeded; the log's word counts.  Dagster applies an op's retry policy also to an op that it interrupts
+because the run is cancelled; that retry never comes.
 """
 
 ENDED_STATUSES = frozenset({"SUCCESS", "FAILURE", "CANCELED"})

@@ -62,7 +62,7 @@ EXPLAINED = {
     "replay": "old messages sent once more",
     "purge": "the queue purged",
     "cancel_run": "a run cancelled",
-    "forsake_run": "SIGKILL of a run worker whose run nobody resumes",
+    "forsake_run": "SIGKILL of a run worker whose run nobody resumes; its rows are cancelled",
 }
 
 
@@ -268,7 +268,8 @@ class Faults:
         if handle is None:
             return None
         handle.forsaken = True
-        handle.process.send(signal.SIGKILL)
+        handle.process.kill()
+        self.stack.cancel_rows(handle)
         return handle.process.name
 
     # ---- servers and links ------------------------------------------------------------------------------------------

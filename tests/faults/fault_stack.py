@@ -26,9 +26,11 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, reconstructab
 from fault_checker import WORK, Evidence, Logged, Row, Run
 from fault_links import Links, PostgresLink, SqsLink
 
+from dagster_taskiq import _core
 from dagster_taskiq.dev import postgres as embedded
 from dagster_taskiq.dev.service import free_port
 from dagster_taskiq.dev.sqs import EmbeddedSqs
+from dagster_taskiq.store import IdempotencyStore
 
 HERE = Path(__file__).parent
 MARK = "FAULT_TEST_MARK"
@@ -293,6 +295,14 @@ class Stack:
         """Start another run worker, as Dagster's run monitoring does for one that it takes for dead."""
         handle.resumes += 1
         self._start_run_worker(handle, resume=True, preload=preload)
+
+    def cancel_rows(self, handle: RunHandle) -> None:
+        """As a launcher does that terminates a run whose run worker is gone."""
+        loop = _core.Loop()
+        try:
+            IdempotencyStore(loop, self.database_url).cancel_run(handle.id).result(30)
+        finally:
+            loop.close()
 
     @property
     def open_runs(self) -> list[RunHandle]:

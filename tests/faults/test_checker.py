@@ -54,6 +54,18 @@ def test_a_success_that_its_row_does_not_know_is_no_violation() -> None:
     assert check(evidence) == []
 
 
+def test_an_interrupted_op_with_a_retry_policy_is_no_violation() -> None:
+    evidence = Evidence(
+        history=[line("start", 1, 11, 1.0)],
+        rows=[Row("r", "a", 1, "cancelled", 11, 11, True)],
+        log=log(("STEP_START", 11), ("STEP_UP_FOR_RETRY", 11)),
+        runs=[Run("r", "CANCELED", "ended")],
+    )
+    assert check(evidence) == []
+    evidence.runs = [Run("r", "SUCCESS", "ended")]
+    assert rules(evidence) == {"no outcome"}
+
+
 def test_an_attempt_that_starts_twice() -> None:
     evidence = lost_once()
     evidence.history = [*evidence.history, line("start", 2, 12, 9.1)]
