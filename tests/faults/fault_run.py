@@ -50,6 +50,8 @@ class Report:
     seed: int
     steps: int = 0
     """In runs that were launched."""
+    steps_run: int = 0
+    """Of these, how many had a row: a run that fails or is cancelled leaves the rest out."""
     attempts: int = 0
     started: int = 0
     """Attempts of which the op began."""
@@ -194,6 +196,7 @@ def _conclude(stack: Stack, faults: Faults, report: Report, extra: list[Violatio
     report.worker_starts = sum(worker.starts for worker in stack.workers)
     report.rows = dict(Counter(row.state for row in evidence.rows))
     last = {(row.run, row.step): row.attempt for row in sorted(evidence.rows, key=lambda row: row.attempt)}
+    report.steps_run = len(last)
     report.attempts_of_a_step = dict(sorted(Counter(last.values()).items()))
     report.faults = dict(faults.done)
     links = [stack.run_sqs, *(worker.sqs for worker in stack.workers)]
@@ -225,8 +228,9 @@ def _why_failed(stack: Stack, handle: RunHandle) -> str:
 def summary(report: Report) -> str:
     """One line for people."""
     return (
-        f"seed {report.seed}: {report.steps} steps, {report.started} starts, {sum(report.faults.values())} faults,"
-        f" {report.seconds:.0f} s, runs {report.runs}, {len(report.violations)} violations"
+        f"seed {report.seed}: {report.steps} steps ({report.steps_run} run), {report.started} starts,"
+        f" {sum(report.faults.values())} faults, {report.seconds:.0f} s, runs {report.runs},"
+        f" {len(report.violations)} violations"
     )
 
 
