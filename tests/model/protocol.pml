@@ -63,6 +63,9 @@
 #ifndef UNWANTED
 #define UNWANTED 0           /* the executor cancels the step of a run that goes on */
 #endif
+#ifndef BREAKS
+#define BREAKS 0             /* the executor breaks off: it ends the run although its step is not at its end */
+#endif
 #ifndef DRAINS
 #define DRAINS 0             /* a worker is told to leave; it is started again under another identity */
 #endif
@@ -84,13 +87,14 @@
 
 /* ---- PostgreSQL -------------------------------------------------------------------------------------------------- */
 
+#define NO_HOST 9
 mtype = { queued, claimed, succeeded, failed, cancelled, lost };     /* of a step row; 0: there is no row */
 mtype = { open, cancelling, ended };                                 /* of the run row; 0: there is no row */
 
 typedef step_row {
     mtype state;
     byte generation;         /* of the claim; 0 when never claimed */
-    byte owner;              /* worker + 1; 0: an incarnation that is dead */
+    byte owner;              /* worker + 1; 0: it is dead, and its host lives; NO_HOST: its host is gone too */
     bool lease;              /* it is in the future */
     bool started;
     bool cancel_requested
@@ -127,7 +131,7 @@ step_process process[GENERATIONS + 1];                               /* by gener
 bool ran[ATTEMPTS + 1];
 
 mtype = { starting, settling, reading, adopting, waiting, ending, looking, connecting, writing, enqueueing, sending,
-          finishing, closing };
+          finishing, clearing, closing };
 typedef executor_state {
     mtype phase;             /* 0: not running */
     byte generation;
@@ -159,7 +163,7 @@ byte sends;
 
 byte worker_crashes = WORKER_CRASHES, process_crashes = PROCESS_CRASHES, executor_crashes = EXECUTOR_CRASHES;
 byte second_executors = SECOND_EXECUTORS, stalls = STALLS, late = LATE, lost_replies = LOST_REPLIES;
-byte lost_messages = LOST_MESSAGES, copies = COPIES;
+byte lost_messages = LOST_MESSAGES, copies = COPIES, breaks = BREAKS;
 byte lost_notifies = LOST_NOTIFIES, cancels = CANCELS, unwanted = UNWANTED, drains = DRAINS, op_retries = OP_RETRIES;
 
 /* ---- small words ------------------------------------------------------------------------------------------------- */
@@ -422,10 +426,10 @@ inline end_run(xc, done) {
     fi
 }
 
-/* c: the new generation, 0 when the run has ended. */
+/* xc: the new generation; the old one when the run has ended. */
 inline begin_run(xc) {
     if
-    :: run_state == ended -> xc = 0
+    :: run_state == ended -> xc = coordinator
     :: else ->
         assert(coordinator < COORDINATORS);
         coordinator++;
@@ -626,6 +630,7 @@ inline crash_worker(xw) {
     for (i : 1 .. ATTEMPTS) {
         if
         :: row[i].owner == xw + 1 -> row[i].owner = 0
+        :: row[i].owner == xw + 1 -> row[i].owner = NO_HOST
         :: else
         fi
     }
@@ -822,6 +827,28 @@ inline decide(xe) {
     executor[xe].seen = 0
 }
 
+/* The last attempt that has a row, or the first. */
+inline latest(xe) {
+    executor[xe].attempt = 1;
+    for (i : 1 .. ATTEMPTS) {
+        if
+        :: row[i].state != 0 -> executor[xe].attempt = i
+        :: else
+        fi
+    }
+    i = 0
+}
+
+/* S5: an ended run has no claim left when its executor leaves. */
+inline clear(xe) {
+    if
+#ifndef BUG_NO_CLEARING
+    :: row[executor[xe].attempt].state == claimed -> executor[xe].phase = clearing
+#endif
+    :: else -> executor[xe].phase = closing
+    fi
+}
+
 inline crash_executor(xe) {
     printf("> executor %d dies, %e\n", xe, executor[xe].phase);
     executor_crashes--;
@@ -850,7 +877,7 @@ end_executor:
         begin_run(ME.generation);
         printf("> executor %d begins the run as coordinator %d\n", e, ME.generation);
         if
-        :: ME.generation == 0 -> ME.phase = closing
+        :: run_state == ended -> latest(e); clear(e)
         :: else -> ME.phase = settling
         fi
         }
@@ -886,14 +913,7 @@ end_executor:
         :: ME.seen == 0 -> ME.attempt = ups + 1; look(e)
         :: else ->
 #endif
-        ME.attempt = 1;
-        for (i : 1 .. ATTEMPTS) {
-            if
-            :: row[i].state != 0 -> ME.attempt = i
-            :: else
-            fi
-        }
-        i = 0;
+        latest(e);
         if
         :: ROW.state == 0 -> ME.phase = enqueueing
         :: TERMINAL(ROW.state) -> ME.phase = ending
@@ -1045,11 +1065,14 @@ end_executor:
     :: atomic { ME.phase == finishing ->
         end_run(ME.generation, done);
         if
-        :: done -> ME.phase = closing
+        :: done -> clear(e)
         :: else -> LEAVE(e)
         fi;
         done = false
         }
+    :: atomic { ME.phase == clearing && ROW.state == claimed && !ROW.lease -> sweep_lost(ME.attempt, ME.generation) }
+    :: atomic { ME.phase == clearing && ROW.state != claimed -> ME.phase = closing }
+    :: atomic { ME.phase == waiting && COORDINATES(ME.generation) && breaks > 0 -> breaks--; ME.phase = finishing }
     :: atomic { ME.phase == closing -> run_over = true; LEAVE(e) }
     :: atomic { ME.phase != 0 && executor_crashes > 0 -> crash_executor(e) }
     od
@@ -1085,20 +1108,23 @@ end_dagster:
     od
 }
 
+/* The run had no need to bring its step to an end. */
+#define CANCELLED (CANCELS > cancels || BREAKS > breaks)
+
 /* Nothing can happen any more: was everything brought to its end? */
 proctype Judge() {
     byte i;
     timeout;
     atomic {
         REQUIRE(run_over && executor[0].phase == 0 && executor[1].phase == 0, run_ends);
-        for (i : 1 .. ATTEMPTS) {
-            REQUIRE(row[i].state != claimed, nothing_is_left);
 #ifndef NO_RESUME
-            REQUIRE(row[i].state != queued, nothing_is_left);
-            REQUIRE(!TERMINAL(row[i].state) || ups >= i || (ups == i - 1 && finished) ||
-                   (row[i].state == cancelled && !row[i].started && (CANCELS > cancels)), every_outcome_is_reported);
-#endif
+        for (i : 1 .. ATTEMPTS) {
+            REQUIRE(row[i].state != claimed && row[i].state != queued, nothing_is_left);
+            REQUIRE(!TERMINAL(row[i].state) || ups >= i || (ups == i - 1 && finished) || BREAKS > breaks ||
+                   (row[i].state == cancelled && !row[i].started && CANCELLED), every_outcome_is_reported)
         }
+        REQUIRE(finished || CANCELLED, every_outcome_is_reported);
+#endif
         for (i : 1 .. GENERATIONS) {
             REQUIRE(process[i].state == 0 && !process[i].in_flight, nothing_is_left)
         }
@@ -1108,9 +1134,6 @@ proctype Judge() {
         for (i : 0 .. (ATTEMPTS + 1) * COUNTS - 1) {
             REQUIRE(message[i] == 0 && aside[i] == 0, nothing_is_left)
         }
-#ifndef NO_RESUME
-        REQUIRE(finished || CANCELS > cancels, every_outcome_is_reported)
-#endif
     }
 }
 

@@ -91,7 +91,15 @@ CONFIGURATIONS: Mapping[str, Mapping[str, int]] = {
         "LOST_MESSAGES": 1,
         "LATE": 1,
     },
-    "drain": {"DRAINS": 2, "WORKER_CRASHES": 1, "STALLS": 1, "COPIES": 1, "LATE": 1},
+    "breaks_off": {
+        "BREAKS": 1,
+        "SECOND_EXECUTORS": 1,
+        "EXECUTOR_CRASHES": 1,
+        "WORKER_CRASHES": 1,
+        "STALLS": 1,
+    },
+    "drain": {"DRAINS": 2, "WORKER_CRASHES": 1, "STALLS": 1, "LATE": 1},
+    "drain_and_cancel": {"DRAINS": 1, "CANCELS": 1, "WORKER_CRASHES": 1, "COPIES": 1, "LATE": 1},
 }
 """Name -> constants of protocol.pml; the others are 0, with two workers and two attempts."""
 
@@ -122,6 +130,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "no_connection_check": Mutation("two_executors", "one_outcome_of_each_attempt"),
     "check_before_connecting": Mutation("two_executors", "one_outcome_of_each_attempt"),
     "adopt_live": Mutation("resume", "run_ends"),
+    "no_clearing": Mutation("breaks_off", "nothing_is_left"),
 }
 
 
@@ -171,21 +180,25 @@ def _story(folder: Path, defines: Sequence[str]) -> list[str]:
     told = subprocess.run(
         ["spin", "-t", "-k", trail.name, *defines, str(MODEL)], cwd=folder, capture_output=True, text=True
     ).stdout
-    lines = (" ".join(line.split()) for line in told.splitlines())
+    lines = (" ".join(line.split()).replace("by s_", "by ") for line in told.splitlines())
     return [line[2:] for line in lines if line.startswith("> ")]
 
 
-def search(name: str, constants: Mapping[str, int], *, cycles: bool = False, memory: int = 3800) -> Result:
+def search(
+    name: str, constants: Mapping[str, int], *, cycles: bool = False, memory: int = 3800, optimise: bool = True
+) -> Result:
     """Search the state space of the model with these constants; at most ``memory`` MB.
 
-    ``cycles``: look for a behaviour without end instead (twice the states)."""
+    ``cycles``: look for a behaviour without end instead (twice the states).  ``optimise``: compile for long, search
+    fast."""
     defines = [f"-D{key}={value}" for key, value in constants.items()]
     kind = ["-DNP"] if cycles else ["-DSAFETY"]
     with tempfile.TemporaryDirectory(prefix="dtq-model-") as temporary:
         folder = Path(temporary)
         _run(["spin", "-a", *defines, str(MODEL)], folder)
         compiler = os.environ.get("CC", "cc")
-        _run([compiler, "-O1", "-w", "-DNOREDUCE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c"], folder)
+        level = "-O1" if optimise else "-O0"
+        _run([compiler, level, "-w", "-DNOREDUCE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c"], folder)
         command = ["nice", "-n", "10", "./pan", "-n", f"-m{DEPTH}", *(["-l"] if cycles else [])]
         began = time.monotonic()
         found = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
@@ -222,7 +235,7 @@ def mutate(name: str, *, memory: int = 3800) -> Result:
     """One of MUTATIONS, in its configuration."""
     mutation = MUTATIONS[name]
     constants = {**CONFIGURATIONS[mutation.configuration], **(mutation.extra or {}), f"BUG_{name.upper()}": 1}
-    return search(name, constants, memory=memory)
+    return search(name, constants, memory=memory, optimise=False)
 
 
 def _say(result: Result, good: bool) -> None:
