@@ -10,7 +10,7 @@ import pytest
 
 STEPS = int(os.environ.get("FAULT_TEST_STEPS", "2000"))
 SEED = int(os.environ.get("FAULT_TEST_SEED", "1"))
-MINUTES = float(os.environ.get("FAULT_TEST_MINUTES", "3"))
+MINUTES = float(os.environ.get("FAULT_TEST_MINUTES", "2.5"))
 """After so many no further run is launched: a slow machine runs fewer steps."""
 
 
