@@ -29,6 +29,9 @@ StepKey = tuple[str, int]
 
 TERMINAL_STATES: Final[frozenset[str]] = frozenset({"succeeded", "failed", "cancelled", "lost"})
 
+PRUNE_BATCH: Final = 100
+"""Runs or parts removed by one :meth:`IdempotencyStore.prune` from which on there may be more."""
+
 _T = TypeVar("_T")
 _Row = tuple[Any, ...]
 
@@ -515,7 +518,8 @@ class IdempotencyStore:
     def prune(self, older_than: float) -> _core.Operation[Pruned]:
         """Remove runs that ended and parts that were last used more than ``older_than`` seconds (at least two hours)
         ago, and workers whose heartbeat stopped then or a day ago.  Longer than a queue keeps messages (14 days at
-        most), so that no late delivery finds its run gone."""
+        most), so that no late delivery finds its run gone.  At most 100 runs and 1000 parts at a time: call it again
+        while it removes :data:`PRUNE_BATCH` rows or more."""
         return self._run("prune", _one(Pruned), older_than)
 
 

@@ -214,13 +214,17 @@ class WarmParent:
         assert self._entry_point is not None
         pid = os.fork()
         if pid == 0:
-            self._control.close()
-            self._wakeup.close()
-            signal.set_wakeup_fd(-1)
-            self._wakeup_writer.close()
-            step_process.run_forked(
-                socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point, self._levers
-            )
+            try:
+                self._control.close()
+                self._wakeup.close()
+                signal.set_wakeup_fd(-1)
+                self._wakeup_writer.close()
+                step_process.run_forked(
+                    socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point, self._levers
+                )
+            finally:
+                # An exception must not carry the child back into the parent's loop.
+                os._exit(1)
         return _Child(id_, pid, None)
 
     def _spawn(self, id_: int, channel: int) -> _Child:

@@ -36,7 +36,7 @@ from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
-from dagster_taskiq.store import Claim, IdempotencyStore, host_channel, worker_channel
+from dagster_taskiq.store import PRUNE_BATCH, Claim, IdempotencyStore, host_channel, worker_channel
 from dagster_taskiq.warm_parent import ISOLATIONS, process_start
 
 logger = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ class SQSTaskIQWorker:
                 logger.info("another claim holds the attempt: deleting this copy of its message", extra=about)
                 await self.delete(delivery)
         elif claim.outcome == "orphaned":
-            pause = min(2.0**delivery.receive_count, DELAY_MAX)
+            pause = min(2.0 ** min(delivery.receive_count, 10), DELAY_MAX)
             logger.warning(
                 "nobody coordinates the run any more: not starting the step, hiding this delivery for %.0f s",
                 pause,
@@ -568,16 +568,18 @@ class SQSTaskIQWorker:
     async def _prune(self) -> None:
         """Remove what is older than the retention: at the start, and about once an hour."""
         while True:
+            more = False
             if self._retention is not None:
                 try:
                     pruned = await self.store.prune(self._retention)
+                    more = max(pruned.runs, pruned.parts) >= PRUNE_BATCH
                     if pruned.runs or pruned.parts or pruned.workers:
                         logger.info(
                             "removed %d old runs, %d parts, %d workers", pruned.runs, pruned.parts, pruned.workers
                         )
                 except CoreError as error:
                     logger.warning("old rows could not be removed now: %s", error)
-            await asyncio.sleep(PRUNE_INTERVAL * random.uniform(0.5, 1.5))
+            await asyncio.sleep(1 if more else PRUNE_INTERVAL * random.uniform(0.5, 1.5))
 
     async def _unregister(self) -> None:
         try:

@@ -112,6 +112,10 @@
     ".host, 'an unknown host') || ' ended at ' || to_char(" s ".lease AT TIME ZONE 'UTC', " \
     "'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || ' without a result'"
 
+/* Rows that one prune removes at the most; PRUNE_BATCH of store.py is the smaller one. */
+#define PRUNE_RUNS "100"
+#define PRUNE_PARTS "1000"
+
 /* StepRow of store.py. */
 #define STEP_COLUMNS(s) \
     s ".run_id, " s ".step_key, " s ".attempt, " s ".state, " s ".queue, " s ".generation, " s ".owner, " s \
@@ -457,15 +461,24 @@ static const struct dtq_statement statements[] = {
      "SELECT p.digest, p.content FROM dagster_taskiq_parts p "
      "WHERE p.digest = ANY ($1::text[])"},
 
-    /* older than s -> runs, parts and workers that were removed */
+    /* older than s -> runs, parts and workers that were removed.  A bounded number at a time, and nothing that another
+     * worker is removing: this runs on the connection that renews leases. */
     {"prune", "f", "iii",
      "WITH age AS (SELECT now() - " SECONDS("greatest($1::float8, 7200)") " AS before), "
-     "runs AS (DELETE FROM dagster_taskiq_runs r USING age "
-     "WHERE r.state = 'ended' AND r.ended_at < age.before "
-     "RETURNING r.run_id), parts AS (DELETE FROM dagster_taskiq_parts p USING age "
-     "WHERE p.used_at < age.before AND NOT EXISTS (SELECT FROM dagster_taskiq_runs r "
-     "WHERE r.state <> 'ended' AND r.lease > age.before AND r.created_at <= p.used_at + interval '2 hours') "
-     "RETURNING p.digest), workers AS (DELETE FROM dagster_taskiq_workers w USING age "
+     "old_runs AS (SELECT o.run_id FROM dagster_taskiq_runs o "
+     "WHERE o.state = 'ended' AND o.ended_at < (SELECT before FROM age) "
+     "ORDER BY o.ended_at LIMIT " PRUNE_RUNS " FOR UPDATE SKIP LOCKED), "
+     "runs AS (DELETE FROM dagster_taskiq_runs r USING old_runs WHERE r.run_id = old_runs.run_id "
+     "RETURNING r.run_id), "
+     "old_parts AS (SELECT p.digest FROM dagster_taskiq_parts p "
+     "WHERE p.used_at < (SELECT before FROM age) "
+     "AND NOT EXISTS (SELECT FROM dagster_taskiq_runs r "
+     "WHERE r.state <> 'ended' AND r.lease > (SELECT before FROM age) "
+     "AND r.created_at <= p.used_at + interval '2 hours') "
+     "ORDER BY p.used_at LIMIT " PRUNE_PARTS " FOR UPDATE SKIP LOCKED), "
+     "parts AS (DELETE FROM dagster_taskiq_parts p USING old_parts WHERE p.digest = old_parts.digest "
+     "RETURNING p.digest), "
+     "workers AS (DELETE FROM dagster_taskiq_workers w USING age "
      "WHERE w.heartbeat_at + w.ttl < greatest(age.before, now() - interval '1 day') "
      "RETURNING w.identity) SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM parts), "
      "(SELECT count(*) FROM workers)"},
