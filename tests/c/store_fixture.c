@@ -1,5 +1,6 @@
 #include "store_fixture.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,19 +149,40 @@ void sf_terminate_backend(struct store_fixture *f)
     sf_admin(sql);
 }
 
+#define MIGRATIONS TEST_DIR "/../../dagster_taskiq/sql/migrations"
+
+static int is_migration(const struct dirent *entry)
+{
+    size_t length = strlen(entry->d_name);
+    return length > 4 && strcmp(entry->d_name + length - 4, ".sql") == 0;
+}
+
+static void apply_file(PGconn *conn, const char *name)
+{
+    char path[4096], value[256], sql[65536];
+    snprintf(path, sizeof path, MIGRATIONS "/%s", name);
+    FILE *file = fopen(path, "r");
+    ck_assert_ptr_nonnull(file);
+    size_t length = fread(sql, 1, sizeof sql - 1, file);
+    fclose(file);
+    sql[length] = '\0';
+    sf_admin_query(conn, sql, value);
+}
+
 void sf_migrate(void)
 {
     PGconn *conn = sf_admin_open();
     char value[256];
     sf_admin_query(conn, "SELECT to_regclass('dagster_taskiq_migrations')", value);
     if (!value[0]) {
-        FILE *file = fopen(TEST_DIR "/../../dagster_taskiq/sql/migrations/0001_protocol.sql", "r");
-        ck_assert_ptr_nonnull(file);
-        static char sql[65536];
-        size_t length = fread(sql, 1, sizeof sql - 1, file);
-        fclose(file);
-        sql[length] = '\0';
-        sf_admin_query(conn, sql, value);
+        struct dirent **files = NULL;
+        int count = scandir(MIGRATIONS, &files, is_migration, alphasort);
+        ck_assert_int_gt(count, 0);
+        for (int i = 0; i < count; i++) {
+            apply_file(conn, files[i]->d_name);
+            free(files[i]);
+        }
+        free(files);
     }
     PQfinish(conn);
 }
