@@ -171,7 +171,7 @@ def _run(command: Sequence[str], folder: Path) -> str:
 
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
-    return int(match[1]) if match else 0
+    return int(float(match[1])) if match else 0
 
 
 def _story(folder: Path, defines: Sequence[str]) -> list[str]:
@@ -218,8 +218,8 @@ def search(
         constants=dict(constants),
         complete=complete,
         broken=broken,
-        states=_number(r"(\d+) states, stored", found),
-        transitions=_number(r"(\d+) transitions", found),
+        states=_number(r"([\d.e+]+) states, stored", found),
+        transitions=_number(r"([\d.e+]+) transitions", found),
         depth=_number(r"depth reached (\d+)", found),
         seconds=round(seconds, 1),
         story=story,
