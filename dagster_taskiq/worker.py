@@ -67,8 +67,8 @@ class SQSTaskIQWorker:
     ``cancel_grace``: seconds between SIGTERM and SIGKILL for a step that is cancelled.
     ``drain_timeout``: seconds for which running steps may go on after :meth:`stop`; then they are killed and marked
     lost, so that they run again elsewhere.
-    ``signing_keys``: any of them may have signed; None: those of ``settings``.  ``foreign``: gets deliveries that
-    are no step attempts and for which it has a task (:class:`dagster_taskiq.receiver.StepReceiver`).
+    ``foreign``: gets deliveries that are no step attempts and for which it has a task
+    (:class:`dagster_taskiq.receiver.StepReceiver`).
 
     Raises ``ConfigError`` from the constructor.
     """
@@ -85,7 +85,6 @@ class SQSTaskIQWorker:
         without: Collection[str] = (),
         cancel_grace: float = 10.0,
         drain_timeout: float = 30.0,
-        signing_keys: Sequence[str] | None = None,
         foreign: Foreign | None = None,
     ) -> None:
         if not settings.database_url:
@@ -110,9 +109,7 @@ class SQSTaskIQWorker:
         self.broker = broker or SQSBroker(self.queues[0], region=settings.region, endpoint_url=settings.endpoint_url)
         self._database_url = settings.database_url
         self._visibility = settings.visibility_timeout
-        if signing_keys is None:
-            signing_keys = [settings.signing_key, *settings.previous_signing_keys] if settings.signing_key else []
-        self._signing_keys = list(signing_keys)
+        self._signing_keys = [settings.signing_key, *settings.previous_signing_keys] if settings.signing_key else []
         self._code_locations = frozenset(settings.code_locations)
         self._load_timeout = settings.load_timeout
         self._retention = settings.retention

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from .service import DevServerError, Service, can_reach, free_port, unprivileged_user
+from .service import DevServerError, Service, can_reach, start_on_free_port, unprivileged_user
 
 ROOT_FOLDER = Path("/var/lib/dagster-taskiq")
 """Where data and binaries go when root started us and the unprivileged user can't reach the wanted folder."""
@@ -284,17 +284,17 @@ class EmbeddedPostgres:
             time.sleep(0.05)
 
     def _launch(self, binaries: Path) -> None:
-        for attempt in range(3):
-            self.port = free_port()
+        def server(port: int) -> Service:
+            self.port = port
             settings = {
-                "port": str(self.port),
+                "port": str(port),
                 "listen_addresses": "127.0.0.1",
                 "unix_socket_directories": "",
                 "max_connections": "200",
                 "fsync": "on" if self._durable else "off",
                 "log_destination": "stderr",
             }
-            service = Service(
+            return Service(
                 "PostgreSQL",
                 [binaries / "postgres", "-D", self.data, *(f"--{name}={value}" for name, value in settings.items())],
                 log=self.folder / "logs" / "postgresql.log",
@@ -304,19 +304,8 @@ class EmbeddedPostgres:
                 stop_signal=signal.SIGINT,
                 grace=15.0,
             )
-            service.start()
-            try:
-                service.wait_until(self._answers, START_TIMEOUT)
-            except DevServerError:
-                service.stop()
-                if attempt == 2 or "Address already in use" not in service.last_lines():
-                    raise
-                continue
-            except BaseException:
-                service.stop()
-                raise
-            self._service = service
-            return
+
+        self._service = start_on_free_port(server, self._answers, START_TIMEOUT)
 
     def _answers(self) -> bool:
         import psycopg2

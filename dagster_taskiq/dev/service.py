@@ -175,3 +175,28 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def start_on_free_port(make: Callable[[int], Service], ready: Callable[[], bool], timeout: float) -> Service:
+    """Start the service that ``make`` gives for a port, and return it when ``ready()`` holds.
+
+    Between the choice of a port and its use another process may take it: then another port is tried, up to three.
+    Raises ``DevServerError`` as :meth:`Service.wait_until` does; nothing is left running then."""
+    for _ in range(2):
+        service = make(free_port())
+        try:
+            return _start_until(service, ready, timeout)
+        except DevServerError:
+            if "Address already in use" not in service.last_lines():
+                raise
+    return _start_until(make(free_port()), ready, timeout)
+
+
+def _start_until(service: Service, ready: Callable[[], bool], timeout: float) -> Service:
+    service.start()
+    try:
+        service.wait_until(ready, timeout)
+    except BaseException:
+        service.stop()
+        raise
+    return service

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .service import DevServerError, Service, free_port
+from .service import DevServerError, Service, start_on_free_port
 
 REGION = "us-east-1"
 START_TIMEOUT = 60.0
@@ -31,28 +31,17 @@ class EmbeddedSqs:
         """Start the server and return when it answers."""
         if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
             raise DevServerError("no SQS emulator found. Install it with: pip install 'dagster-taskiq[dev]'")
-        for attempt in range(3):
-            port = free_port()
+
+        def server(port: int) -> Service:
             self.endpoint = f"http://127.0.0.1:{port}"
-            service = Service(
+            return Service(
                 "SQS emulator",
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
                 log=self.folder / "logs" / "sqs.log",
                 grace=1.0,
             )
-            service.start()
-            try:
-                service.wait_until(self._answers, START_TIMEOUT)
-            except DevServerError:
-                service.stop()
-                if attempt == 2 or "in use" not in service.last_lines():
-                    raise
-                continue
-            except BaseException:
-                service.stop()
-                raise
-            self._service = service
-            break
+
+        self._service = start_on_free_port(server, self._answers, START_TIMEOUT)
         return self
 
     def stop(self) -> None:
