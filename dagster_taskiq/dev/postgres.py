@@ -72,9 +72,10 @@ class EmbeddedPostgres:
     for tests.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True, port: int | None = None) -> None:
         self.folder = folder.absolute()
-        self.port = 0
+        self.port = port or 0
+        self._wanted_port = port
         self._durable = durable
         self._user = unprivileged_user()
         self._password = ""
@@ -305,7 +306,7 @@ class EmbeddedPostgres:
                 grace=15.0,
             )
 
-        self._service = start_on_free_port(server, self._answers, START_TIMEOUT)
+        self._service = start_on_free_port(server, self._answers, START_TIMEOUT, self._wanted_port)
 
     def _answers(self) -> bool:
         import psycopg2

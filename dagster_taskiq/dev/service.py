@@ -177,11 +177,15 @@ class Service:
         self.stop()
 
 
-def start_on_free_port(make: Callable[[int], Service], ready: Callable[[], bool], timeout: float) -> Service:
+def start_on_free_port(
+    make: Callable[[int], Service], ready: Callable[[], bool], timeout: float, port: int | None = None
+) -> Service:
     """Start the service that ``make`` gives for a port, and return it when ``ready()`` holds.
 
-    Between the choice of a port and its use another process may take it: then another port is tried, up to three.
-    Raises ``DevServerError`` as :meth:`Service.wait_until` does; nothing is left running then."""
+    Without a ``port`` a free one is chosen.  Before its use another process may take it: then another one is tried, up
+    to three.  Raises ``DevServerError`` as :meth:`Service.wait_until` does; nothing is left running then."""
+    if port is not None:
+        return _start_until(make(port), ready, timeout)
     for _ in range(2):
         service = make(free_port())
         try:

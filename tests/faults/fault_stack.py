@@ -65,16 +65,7 @@ class RestartablePostgres(embedded.EmbeddedPostgres):
     """Comes back on the same port."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, durable=False)
-        self._fixed_port = free_port()
-
-    def start(self) -> embedded.EmbeddedPostgres:
-        chosen = embedded.free_port
-        embedded.free_port = lambda: self._fixed_port
-        try:
-            return super().start()
-        finally:
-            embedded.free_port = chosen
+        super().__init__(folder, durable=False, port=free_port())
 
     def restart(self, *, immediate: bool, pause: float = 0.0) -> None:
         """Fast shutdown, or an immediate one (as after a crash: no word to anybody, and recovery at the start); away
