@@ -468,14 +468,19 @@ class RunOrchestration:
     ) -> Iterator[DagsterEvent]:
         retries = logged.retries if logged is not None else []
         self._losses[step.key] = sum(_dagster.is_lost_event(event) for event, _ in retries)
-        attempt = self._next_attempt(step.key) + len(retries)
+        first = self._next_attempt(step.key)
+        latest = first + len(retries)
+        # The step process logs the end of its attempt before its worker writes the row.  Until that row has settled
+        # the attempt is under way, whatever the log says: the next one would get no row beside it.
+        under_way = next((n for n in range(first, latest + 1) if _is_claimed(rows.get((step.key, n)))), None)
+        attempt = latest if under_way is None else under_way
         row = rows.get((step.key, attempt))
-        if logged is not None and logged.final is not None:
+        if under_way is None and logged is not None and logged.final is not None:
             self._count_attempts(step.key, len(retries))
             yield from logged.events
             self._feed(logged.events, logged.final)
         elif row is not None:
-            self._count_attempts(step.key, len(retries))
+            self._count_attempts(step.key, attempt - first)
             self._sent[step.key] = step
             self._coordinator.adopt(row)
         else:
@@ -501,6 +506,10 @@ class RunOrchestration:
         while steps := self._active.get_steps_to_abandon():
             for step in steps:
                 self._active.mark_abandoned(step.key)
+
+
+def _is_claimed(row: StepRow | None) -> bool:
+    return row is not None and row.state == "claimed"
 
 
 def _story(outcome: Any) -> str:

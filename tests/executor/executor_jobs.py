@@ -104,6 +104,11 @@ def fails_once(context: OpExecutionContext) -> int:
     return context.retry_number
 
 
+@job(executor_def=taskiq_executor)
+def retried() -> None:
+    fails_once()
+
+
 @op
 def asks_for_a_retry(context: OpExecutionContext) -> int:
     note("asks_for_a_retry")

@@ -239,17 +239,22 @@ def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_al
         assert len(bench.notes("waits")) == 1
 
 
+def run_step_by_hand(bench: Bench) -> None:
+    """Run the step of the one message that is in the queue, without its row."""
+    (message,) = bench.queue.call("ReceiveMessage", MaxNumberOfMessages=1)["Messages"]
+    task = payload.unpack(message["Body"])
+    stored = dict(services.rows(bench.database_url, "SELECT digest, content FROM dagster_taskiq_parts"))
+    command = [sys.executable, "-m", "dagster", "api", "execute_step", payload.command_args(task, stored)]
+    assert bench.processes.start("step", command).wait() == 0
+
+
 @pytest.mark.parametrize("state", ["lost", "failed"])
 def test_an_end_that_is_in_the_log_is_adopted(bench: Bench, state: str) -> None:
     """The step process logged its success and died before its worker could write the row."""
     run = bench.create("single")
     run_worker = bench.run_worker(run)
     services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
-    (message,) = bench.queue.call("ReceiveMessage", MaxNumberOfMessages=1)["Messages"]
-    task = payload.unpack(message["Body"])
-    stored = dict(services.rows(bench.database_url, "SELECT digest, content FROM dagster_taskiq_parts"))
-    command = [sys.executable, "-m", "dagster", "api", "execute_step", payload.step_args(task, stored)]
-    assert bench.processes.start("step", command).wait() == 0
+    run_step_by_hand(bench)
     settle = """
         UPDATE dagster_taskiq_steps
         SET state = %s, generation = 999, owner = 'x', nonce = 'x', lease = now(), claimed_at = now(),
@@ -278,3 +283,36 @@ def test_a_step_that_was_taken_back_without_a_word_fails(bench: Bench) -> None:
     assert bench.status(run) == DagsterRunStatus.FAILURE.value
     assert telling(bench.logged(run.run_id)["one"]) == ["WORKER_STARTING", "FAILURE"]
     assert any("never started: cancelled by hand" in text for text in bench.messages(run.run_id))
+
+
+CLAIM = """
+    UPDATE dagster_taskiq_steps
+    SET state = 'claimed', generation = 999, owner = 'x', nonce = 'x', lease = now() + interval '1 hour',
+        claimed_at = now(), started_at = now()
+    WHERE run_id = %s
+"""
+EXPIRE = "UPDATE dagster_taskiq_steps SET lease = now() WHERE run_id = %s AND state = 'claimed'"
+
+
+@pytest.mark.parametrize("job", ["single", "retried"])
+def test_an_end_that_is_in_the_log_waits_for_its_row(bench: Bench, job: str) -> None:
+    """The step process has logged how it ended, its worker has not written the row yet, and never will."""
+    run = bench.create(job)
+    first = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    run_step_by_hand(bench)
+    services.rows(bench.database_url, CLAIM, [run.run_id])
+    first.kill()
+    second = bench.run_worker(run, resume=True)
+    second.wait_for_log("Taking the run over")
+    bench.worker()
+    services.rows(bench.database_url, EXPIRE, [run.run_id])
+    second.wait()
+    assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+    if job == "single":
+        assert bench.rows(run.run_id) == [("one", 1, "lost")]
+        assert telling(bench.logged(run.run_id)["one"]) == ["WORKER_STARTING", "WORKER_STARTED", "START", "SUCCESS"]
+    else:
+        assert bench.rows(run.run_id) == [("fails_once", 1, "lost"), ("fails_once", 2, "succeeded")]
+        ends = [name for name in telling(bench.logged(run.run_id)["fails_once"]) if name in ("UP_FOR_RETRY", "SUCCESS")]
+        assert ends == ["UP_FOR_RETRY", "SUCCESS"]
