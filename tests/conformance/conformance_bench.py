@@ -1,0 +1,123 @@
+"""Runs cases under one of the executors on one Dagster instance, one queue and one worker."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster
+import jobs_basics
+import services
+from conformance_case import IN_PROCESS, MULTIPROCESS, TASKIQ, Case
+from conformance_observed import Observed, observe
+from dagster import DagsterInstance, JobExecutionResult, ReexecutionOptions, execute_job, reconstructable
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+
+IN_PROCESS_SETTINGS = ("retries", "step_dependency_config")
+
+
+class Bench:
+    """``queue`` is for our executor alone, the references do without."""
+
+    def __init__(self, instance: DagsterInstance, queue: str = "") -> None:
+        self.instance = instance
+        self.queue = queue
+        # The class is not public, an object of it is.
+        self._repositories = type(reconstructable(jobs_basics.basics_single).repository)
+        self._seen: dict[tuple[str, str], Observed] = {}
+
+    def job(self, name: str, executor: str) -> Any:
+        repository = self._repositories.for_module("conformance_repository", executor, working_directory=str(HERE))
+        return repository.get_reconstructable_job(name)
+
+    def config(self, case: Case, executor: str) -> dict[str, Any]:
+        settings = dict(case.settings)
+        if executor == IN_PROCESS:
+            settings = {name: settings[name] for name in IN_PROCESS_SETTINGS if name in settings}
+        elif executor == TASKIQ:
+            settings["queue"] = self.queue
+        return {**case.config, "execution": {"config": settings}}
+
+    def run(self, case: Case, executor: str) -> JobExecutionResult:
+        """The run to look at: of a case with ``again`` the second one."""
+        if case.prepare:
+            case.prepare(self.instance)
+        result = self._execute(case, executor)
+        if case.again is not None:
+            result = self._execute(case, executor, self._options(case, result.run_id))
+        return result
+
+    def _options(self, case: Case, parent: str) -> ReexecutionOptions:
+        if case.again == "from_failure":
+            return ReexecutionOptions.from_failure(parent, self.instance)
+        return ReexecutionOptions(parent_run_id=parent, step_selection=list(case.again or ()))
+
+    def _execute(self, case: Case, executor: str, options: ReexecutionOptions | None = None) -> JobExecutionResult:
+        with warnings.catch_warnings():
+            # Dagster's: of what is in preview.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            return execute_job(
+                self.job(case.job, executor),
+                self.instance,
+                run_config=self.config(case, executor),
+                tags=dict(case.tags),
+                op_selection=case.ops,
+                asset_selection=[dagster.AssetKey.from_user_string(key) for key in case.assets or ()] or None,
+                reexecution_options=options,
+                raise_on_error=False,
+            )
+
+    def observed(self, case: Case, executor: str) -> Observed:
+        """What a case leaves; each runs once."""
+        known = self._seen.get((case.id, executor))
+        if known is None:
+            result = self.run(case, executor)
+            known = self._seen[case.id, executor] = observe(self.instance, result.run_id)
+        return known
+
+    def reference(self, theme: str, case: Case, executor: str) -> Observed:
+        """What Dagster's own executor does: ``multiprocess`` as it was recorded, with this minor version of Dagster."""
+        if executor == MULTIPROCESS:
+            recorded = load_golden(theme)
+            if recorded["dagster"].rpartition(".")[0] == dagster.__version__.rpartition(".")[0]:
+                found: Observed = recorded["cases"][case.id]
+                return found
+        return self.observed(case, executor)
+
+
+def load_golden(theme: str) -> Mapping[str, Any]:
+    loaded: Mapping[str, Any] = json.loads((GOLDEN / f"{theme}.json").read_text())
+    return loaded
+
+
+def write_golden(theme: str, recorded: Mapping[str, Observed]) -> None:
+    document = {"dagster": dagster.__version__, "cases": {name: recorded[name] for name in sorted(recorded)}}
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    (GOLDEN / f"{theme}.json").write_text(f"{text}\n")
+
+
+def write_home(home: Path, database_url: str) -> None:
+    """A DAGSTER_HOME that also captures a Python logger."""
+    services.write_dagster_yaml(home, database_url)
+    path = home / "dagster.yaml"
+    settings = json.loads(path.read_text())
+    settings["python_logs"] = {"managed_python_loggers": ["conformance"], "python_log_level": "INFO"}
+    path.write_text(json.dumps(settings))
+
+
+def environment(home: Path, endpoint: str) -> dict[str, str]:
+    """For the test and all processes of it."""
+    return {
+        "DAGSTER_HOME": str(home),
+        "AWS_ENDPOINT_URL_SQS": endpoint,
+        "PYTHONPATH": str(HERE),
+        **services.dummy_environment(),
+        "CONFORMANCE_SECRET": "from the environment",
+    }
+
