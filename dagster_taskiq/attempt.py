@@ -23,7 +23,7 @@ from dagster_taskiq import _core
 from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, WarmParentError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.memory import OomKills, oom_kills
-from dagster_taskiq.payload import INSTANCE_REF, JOB_ORIGIN, StepTask, part_text, step_args
+from dagster_taskiq.payload import EXECUTE_STEP, INSTANCE_REF, JOB_ORIGIN, StepTask, command_args, part_text
 from dagster_taskiq.processes import Exit, StepProcess, WarmParents
 from dagster_taskiq.store import IdempotencyStore, step_application_name
 
@@ -99,6 +99,7 @@ class Attempt:
         self._running = False
         self._dead = False
         self._cancelled = False
+        self._overdue = False
         self._lost: str | None = None
         self._lease_over = False
         self._interrupt = asyncio.Event()
@@ -162,6 +163,13 @@ class Attempt:
     def _kill(self) -> None:
         if self._running and not self._dead and self._step is not None:
             self._step.signal(signal.SIGKILL)
+
+    def _time_over(self) -> None:
+        logger.warning(
+            "the step has ignored its time limit of %g s: killing it", self._task.time_limit, extra=self._about
+        )
+        self._overdue = True
+        self._kill()
 
     # ---- the way through --------------------------------------------------------------------------------------------
 
@@ -228,7 +236,7 @@ class Attempt:
     async def _prepare(self) -> StepProcess:
         task = self._task
         stored = await self._unless_interrupted(lambda: self._persist(lambda: self._host.parts(task.digests)))
-        self._step_args = step_args(task, stored)
+        self._arguments = command_args(task, stored)
         job_origin, instance_ref = (part_text(task, name, stored) for name in (JOB_ORIGIN, INSTANCE_REF))
         get = partial(self._host.parents.get, task.code_location, job_origin, instance_ref)
         tries = 0
@@ -259,7 +267,12 @@ class Attempt:
             # It may have died meanwhile: then its exit says how.
             with contextlib.suppress(OSError):
                 await step.go(self._go())
+        limit = self._task.time_limit
+        # The step process raises an exception in the op at its limit; what does not heed it is killed.
+        timer = limit and asyncio.get_running_loop().call_later(limit + self._host.cancel_grace, self._time_over)
         how = await step.wait()
+        if timer:
+            timer.cancel()
         self._dead = True
         for text in step.warnings:
             self._host.parents.warn_once(text)
@@ -276,7 +289,9 @@ class Attempt:
             "attempt": task.attempt,
             "worker": self._host.name,
             "application_name": step_application_name(self.generation),
-            "step_args": self._step_args,
+            "command": task.command,
+            "arguments": self._arguments,
+            "time_limit": task.time_limit,
         }
 
     async def _not_started(self) -> bool:
@@ -303,9 +318,18 @@ class Attempt:
                 self._lost or "it was killed at the end of its lease, which could not be renewed"
             )
         state: State
-        if terminal == "STEP_SUCCESS" or not self._cancelled:
+        error: dict[str, Any] | None
+        reason: str | None
+        if terminal is None and self._overdue:
+            message = (
+                f"The step has run longer than its time limit of {self._task.time_limit:g} s and did not end within"
+                f" {self._host.cancel_grace:g} s more, so it was killed."
+            )
+            state, error, reason = "failed", {"kind": "time_limit", "message": message}, "time_limit"
+        elif terminal == "STEP_SUCCESS" or not self._cancelled:
             killed = oom_kills().since(self._oom_kills) if how.signal == signal.SIGKILL else OomKills(None, None)
-            state, error, reason = _judge(how, events, terminal, step, self._host.hostname, killed)
+            who = "step process" if self._task.command == EXECUTE_STEP else "run worker"
+            state, error, reason = _judge(who, how, events, terminal, step, self._host.hostname, killed)
         else:
             state, error, reason = "cancelled", None, "cancelled while it ran"
         return await self._complete(state, events, error, reason, how)
@@ -404,7 +428,7 @@ def _terminal(events: list[str] | None, step_key: str) -> str | None:
 
 
 def _judge(
-    how: Exit, events: list[str] | None, terminal: str | None, step: StepProcess, host: str, killed: OomKills
+    who: str, how: Exit, events: list[str] | None, terminal: str | None, step: StepProcess, host: str, killed: OomKills
 ) -> tuple[State, dict[str, Any] | None, str | None]:
     """State, error and reason of a step process that died under a living worker, unasked."""
     if terminal is not None:
@@ -422,12 +446,12 @@ def _judge(
         "host": host,
         "raised": step.raised,
     }
-    error["message"] = _sentence(error, killed)
+    error["message"] = _sentence(who, error, killed)
     return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
 
 
-def _sentence(error: Mapping[str, Any], killed: OomKills) -> str:
-    who = f"The step process (pid {error['pid']} on {error['host']})"
+def _sentence(what: str, error: Mapping[str, Any], killed: OomKills) -> str:
+    who = f"The {what} (pid {error['pid']} on {error['host']})"
     memory = f" Its peak memory was {error['max_rss_kib'] // 1024} MiB." if error["max_rss_kib"] else ""
     if error["signal"] is not None:
         cause = f" {_cause(killed)}" if error["signal"] == signal.SIGKILL else ""
@@ -439,7 +463,7 @@ def _sentence(error: Mapping[str, Any], killed: OomKills) -> str:
     if error["exit_code"] == 0:
         return f"{who} ended with exit code 0 and without an event that says how the step ended."
     raised = f" It raised {error['raised']} (the worker's log has the traceback)." if error["raised"] else ""
-    return f"{who} ended with exit code {error['exit_code']} before the step had ended.{memory}{raised}"
+    return f"{who} ended with exit code {error['exit_code']}.{memory}{raised}"
 
 
 def _cause(killed: OomKills) -> str:

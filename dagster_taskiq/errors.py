@@ -24,6 +24,10 @@ class WarmParentError(DagsterTaskiqError):
     """The process from which step processes are forked could not be started, or is gone."""
 
 
+class StepTimeLimitError(DagsterTaskiqError):
+    """Raised in op code whose step has run longer than its tag ``dagster-taskiq/time_limit`` allows."""
+
+
 class CoreError(DagsterTaskiqError):
     """Base of what the C core raises; raised itself when a system call failed.
 

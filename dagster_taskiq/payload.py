@@ -25,17 +25,28 @@ KNOWN_STATE: Final = "known_state"
 NEVER_INLINE: Final = frozenset({INSTANCE_REF})
 RETRY_MODES: Final = frozenset({"ENABLED", "DISABLED", "DEFERRED"})
 
+EXECUTE_STEP: Final = "execute_step"
+EXECUTE_RUN: Final = "execute_run"
+RESUME_RUN: Final = "resume_run"
+COMMANDS: Final[Mapping[str, str]] = {
+    EXECUTE_STEP: "ExecuteStepArgs",
+    EXECUTE_RUN: "ExecuteRunArgs",
+    RESUME_RUN: "ResumeRunArgs",
+}
+"""What a process can be started for: the command of ``dagster api`` -> the class of its argument."""
+
 StoredPart = tuple[str, int]
 """(SHA-256 in hex, bytes) of a part that PostgreSQL holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """One step attempt.  ``lease_ttl``, ``heartbeat`` and ``visibility`` in seconds; ``sent_at`` is the sender's wall
-    clock, for people only.
+    """One step attempt, or a run worker, which travels in the same way.  ``lease_ttl``, ``heartbeat``, ``visibility``
+    and ``time_limit`` in seconds; ``sent_at`` is the sender's wall clock, for people only.
 
     ``attempt`` is the real one.  The known state may count fewer: attempts that were lost with their worker do not use
-    up the op's retry policy."""
+    up the op's retry policy.  ``command`` is one of :data:`COMMANDS`; ``dagster_run_id`` is the
+    Dagster run where that is not ``run_id``."""
 
     run_id: str
     step_key: str
@@ -49,6 +60,9 @@ class StepTask:
     sent_at: float
     retry_mode: str
     parts: Mapping[str, str | StoredPart] = field(repr=False)
+    command: str = EXECUTE_STEP
+    time_limit: float | None = None
+    dagster_run_id: str | None = None
 
     @property
     def digests(self) -> list[str]:
@@ -74,7 +88,7 @@ def spill(texts: Mapping[str, str], stored: dict[str, str]) -> dict[str, str | S
 def pack(task: StepTask, *, signing_key: str | None = None) -> bytes:
     """The message of a task.  Each call gives it a TaskIQ task id of its own."""
     fields: dict[str, Any] = {name: getattr(task, name) for name in _PLAIN}
-    fields["settings"] = json.dumps({"retry_mode": task.retry_mode})
+    fields["settings"] = json.dumps({name: getattr(task, name) for name in _SETTINGS})
     fields["parts"] = dict(task.parts)
     return _core.encode_step_task(
         fields, task_id=uuid.uuid4().hex, signing_key=signing_key.encode() if signing_key else None
@@ -85,27 +99,46 @@ def unpack(message: bytes | str, signing_keys: Sequence[str] = ()) -> StepTask:
     """The task of a message.  With keys, one of them must have signed it.  Raises ``PayloadError`` subclasses."""
     fields = _core.decode_step_task(message, signing_keys=[key.encode() for key in signing_keys])
     try:
-        retry_mode = json.loads(fields["settings"])["retry_mode"]
+        settings = {name: json.loads(fields["settings"])[name] for name in _SETTINGS}
     except (ValueError, KeyError, TypeError) as error:
-        raise PayloadError("the step task's settings name no retry mode") from error
-    if retry_mode not in RETRY_MODES:
-        raise PayloadError(f"the step task names an unknown retry mode: {retry_mode!r}")
-    return StepTask(**{name: fields[name] for name in _PLAIN}, retry_mode=retry_mode, parts=fields["parts"])
+        raise PayloadError(f"the step task's settings are not complete: {error}") from error
+    _check_settings(settings)
+    return StepTask(**{name: fields[name] for name in _PLAIN}, **settings, parts=fields["parts"])
 
 
-def step_args(task: StepTask, stored: Mapping[str, str]) -> str:
-    """The JSON argument of ``dagster api execute_step``.  ``stored``: digest -> text of at least the task's digests."""
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    if settings["retry_mode"] not in RETRY_MODES:
+        raise PayloadError(f"the step task names an unknown retry mode: {settings['retry_mode']!r}")
+    if settings["command"] not in COMMANDS:
+        raise PayloadError(f"the step task names an unknown command: {settings['command']!r}")
+    limit = settings["time_limit"]
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise PayloadError(f"the step task's time limit is no number of seconds: {limit!r}")
+    if not isinstance(settings["dagster_run_id"], (str, type(None))):
+        raise PayloadError("the step task's Dagster run id is no text")
+
+
+def command_args(task: StepTask, stored: Mapping[str, str]) -> str:
+    """The JSON argument of ``dagster api <task.command>``.  ``stored``: digest -> text of at least the task's
+    digests."""
     members = {
-        "__class__": json.dumps("ExecuteStepArgs"),
+        "__class__": json.dumps(COMMANDS[task.command]),
         JOB_ORIGIN: part_text(task, JOB_ORIGIN, stored),
-        "run_id": json.dumps(task.run_id),
-        "step_keys_to_execute": json.dumps([task.step_key]),
+        "run_id": json.dumps(task.dagster_run_id or task.run_id),
         INSTANCE_REF: part_text(task, INSTANCE_REF, stored),
-        "retry_mode": json.dumps({"__enum__": f"RetryMode.{task.retry_mode}"}),
-        KNOWN_STATE: part_text(task, KNOWN_STATE, stored),
-        "should_verify_step": "false",
-        "print_serialized_events": "false",
     }
+    if task.command == EXECUTE_STEP:
+        members.update(
+            {
+                "step_keys_to_execute": json.dumps([task.step_key]),
+                "retry_mode": json.dumps({"__enum__": f"RetryMode.{task.retry_mode}"}),
+                KNOWN_STATE: part_text(task, KNOWN_STATE, stored),
+                "should_verify_step": "false",
+                "print_serialized_events": "false",
+            }
+        )
+    else:
+        members["set_exit_code_on_failure"] = "true"
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 
@@ -130,3 +163,6 @@ _PLAIN: Final = (
     "visibility",
     "sent_at",
 )
+
+_SETTINGS: Final = ("retry_mode", "command", "time_limit", "dagster_run_id")
+"""Travel as one JSON object, which the core does not look into."""

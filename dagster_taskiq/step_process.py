@@ -1,9 +1,10 @@
-"""The step process: one step attempt, from the fork to ``os._exit``.
+"""The step process: one step attempt (or one run worker, which is started in the same way), from the fork to
+``os._exit``.
 
 Started by the warm parent, as its fork (:func:`run_forked`) or, where forking is not safe, as a fresh interpreter
 (``python -m dagster_taskiq.step_process``).  It waits on its channel for the worker's word "go", which brings the
 attempt; until then it has touched nothing of the run.  Then, in this order: fence, environment, instance, Dagster's own
-console entry point ``dagster api execute_step``.
+console entry point ``dagster api execute_step`` (``execute_run``, ``resume_run``).
 
 The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has
 stored), ``warning``, ``raised`` (what the entry point raised), and ``end``.  A stream without ``end`` is that of a
@@ -28,9 +29,10 @@ from typing import Any, NoReturn
 from dagster_taskiq import _core, fencing
 from dagster_taskiq.compute_logs import without_mirrors
 from dagster_taskiq.connection_reuse import ConnectionReuse
-from dagster_taskiq.errors import LeaseLostError, UnsupportedError
+from dagster_taskiq.errors import LeaseLostError, StepTimeLimitError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 from dagster_taskiq.levers import COMPUTE_LOGS, CONNECTION_REUSE
+from dagster_taskiq.payload import EXECUTE_STEP
 
 SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
@@ -141,9 +143,13 @@ def _serve(
     reuse = ConnectionReuse(reporter.warning)
     if CONNECTION_REUSE in levers:
         reuse.install()
-    _hand_over(instance, attempt["run_id"], reporter, levers)
-    argv = ["dagster", "api", "execute_step", attempt["step_args"]]
+    # A run worker's events are not its worker's to know.
+    run_id = attempt["run_id"] if attempt["command"] == EXECUTE_STEP else None
+    _hand_over(instance, run_id, reporter, levers)
+    argv = ["dagster", "api", attempt["command"], attempt["arguments"]]
+    limit_time(attempt["time_limit"])
     code = run_console_script(entry_point(), argv, reporter.raised)
+    limit_time(None)
     reuse.close()
     reporter.end()
     return code
@@ -194,8 +200,9 @@ class _Reporter:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _hand_over(instance: Any, run_id: str, reporter: _Reporter, levers: frozenset[str]) -> None:
-    """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it.
+def _hand_over(instance: Any, run_id: str | None, reporter: _Reporter, levers: frozenset[str]) -> None:
+    """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it for
+    the events of ``run_id``.
 
     Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the
     same: the stream then ends with ``complete`` false and the executor reads Dagster's log.
@@ -217,8 +224,9 @@ def _hand_over(instance: Any, run_id: str, reporter: _Reporter, levers: frozense
             warm = build(ref)
         if COMPUTE_LOGS in levers:
             without_mirrors(warm.compute_log_manager, reporter.warning)
-        warm.add_event_listener(run_id, reporter.event)
-        reporter.attached()
+        if run_id is not None:
+            warm.add_event_listener(run_id, reporter.event)
+            reporter.attached()
         return warm
 
     dagster.DagsterInstance.from_ref = staticmethod(from_ref)  # type: ignore[assignment]
@@ -244,6 +252,22 @@ def run_console_script(
         return status & 0xFF
     print(status, file=sys.stderr)
     return 1
+
+
+def limit_time(seconds: float | None) -> None:
+    """After ``seconds`` raise ``StepTimeLimitError`` in the main thread, where the op runs, so that Dagster tears its
+    resources down, logs the failure and applies the op's retry policy.  None: no longer.  By ITIMER_REAL and SIGALRM;
+    op code that uses these itself is left to the worker, which kills it a little later.
+    """
+    if seconds is None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return
+
+    def over(signum: int, frame: Any) -> NoReturn:
+        raise StepTimeLimitError(f"the step has run longer than its time limit of {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _reset_signals() -> None:

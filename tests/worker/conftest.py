@@ -65,6 +65,7 @@ class Stage:
         signing_key: str | None = None,
         lease: float = LEASE,
         visibility: int = 30,
+        time_limit: float | None = None,
     ) -> bytes:
         """The message of an attempt; its parts are stored."""
         from dagster_taskiq import payload
@@ -93,6 +94,7 @@ class Stage:
             sent_at=time.time(),
             retry_mode="DEFERRED",
             parts=parts,
+            time_limit=time_limit,
         )
         return payload.pack(task, signing_key=signing_key)
 
@@ -105,10 +107,18 @@ class Stage:
         """Send a message."""
         self.queue.call("SendMessage", MessageBody=body if isinstance(body, str) else body.decode())
 
-    def send(self, step_key: str, attempt: int = 1, *, copies: int = 1, lease: float = LEASE) -> None:
+    def send(
+        self,
+        step_key: str,
+        attempt: int = 1,
+        *,
+        copies: int = 1,
+        lease: float = LEASE,
+        time_limit: float | None = None,
+    ) -> None:
         """Insert the row and send its message."""
         self.enqueue(step_key, attempt)
-        body = self.message(step_key, attempt, lease=lease)
+        body = self.message(step_key, attempt, lease=lease, time_limit=time_limit)
         for _ in range(copies):
             self.post(body)
 

@@ -67,6 +67,21 @@ def test_crashes(stage: Any, start_worker: Any, isolation: str) -> None:
     assert zombies_below(worker.pid) == []
 
 
+def test_a_step_past_its_time_limit_fails_and_says_so(stage: Any, start_worker: Any) -> None:
+    start_worker(args=["--cancel-grace", "0.5"])
+    stage.send("slow", time_limit=1.0)
+    stage.send("deaf", time_limit=1.0)
+    stage.wait_for_state("slow", "failed")
+    last = json.loads(stage.outcome("slow").events)[-1]
+    assert last["event_type_value"] == "STEP_FAILURE"
+    assert "StepTimeLimitError" in json.dumps(last) and "time limit of 1 s" in json.dumps(last)
+    row = stage.wait_for_state("deaf", "failed")
+    outcome = stage.outcome("deaf")
+    assert outcome.reason == "time_limit"
+    assert "time limit of 1 s" in json.loads(outcome.error)["message"]
+    assert not services.alive(row.pid)
+
+
 @pytest.mark.parametrize("isolation", ["fork", "spawn"])
 def test_code_that_cannot_be_loaded_is_named_in_the_row(stage: Any, start_worker: Any, isolation: str) -> None:
     start_worker(slots=1, args=["--isolation", isolation])
