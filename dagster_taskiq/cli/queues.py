@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from .options import STATEMENT_TIMEOUT, load_settings, sqs_options
+from .options import STATEMENT_TIMEOUT, config_option, load_settings, sqs_options
 
 
 @click.group()
@@ -21,8 +23,11 @@ def queue() -> None:
     show_default=True,
     help="Deliveries after which SQS moves a message to the dead-letter queue.",
 )
+@config_option
 @sqs_options
-def create(name: str, max_receive_count: int, region: str | None, endpoint_url: str | None) -> None:
+def create(
+    name: str, max_receive_count: int, config_yaml: Path | None, region: str | None, endpoint_url: str | None
+) -> None:
     """Create the queue NAME and its dead-letter queue NAME-dead.
 
     Changes nothing when both exist already with the same settings; with others SQS refuses.
@@ -34,7 +39,7 @@ def create(name: str, max_receive_count: int, region: str | None, endpoint_url: 
     """
     from dagster_taskiq import _core, sqs
 
-    settings = load_settings(None, region=region, endpoint_url=endpoint_url)
+    settings = load_settings(config_yaml, region=region, endpoint_url=endpoint_url)
     loop = _core.Loop()
     try:
         client = sqs.make_client(loop, region=settings.region, endpoint=settings.endpoint_url)
