@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from dagster_taskiq.broker import SQSBroker
     from dagster_taskiq.executor import DagsterTaskIQJobExecutor, taskiq_executor
     from dagster_taskiq.fencing import fencing_token, refuse_stale, step_attempt
+    from dagster_taskiq.launcher import TaskIQRunLauncher
     from dagster_taskiq.worker import SQSTaskIQWorker
 
 __all__ = [
     "DagsterTaskIQJobExecutor",
     "SQSBroker",
     "SQSTaskIQWorker",
+    "TaskIQRunLauncher",
     "__version__",
     "fencing_token",
     "refuse_stale",
@@ -31,6 +33,7 @@ _HOMES = {
     "DagsterTaskIQJobExecutor": "executor",
     "SQSBroker": "broker",
     "SQSTaskIQWorker": "worker",
+    "TaskIQRunLauncher": "launcher",
     "fencing_token": "fencing",
     "refuse_stale": "fencing",
     "step_attempt": "fencing",

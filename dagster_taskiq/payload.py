@@ -124,12 +124,13 @@ def command_args(task: StepTask, stored: Mapping[str, str]) -> str:
     members = {
         "__class__": json.dumps(COMMANDS[task.command]),
         JOB_ORIGIN: part_text(task, JOB_ORIGIN, stored),
-        "run_id": json.dumps(task.dagster_run_id or task.run_id),
         INSTANCE_REF: part_text(task, INSTANCE_REF, stored),
     }
+    run_id = json.dumps(task.dagster_run_id or task.run_id)
     if task.command == EXECUTE_STEP:
         members.update(
             {
+                "run_id": run_id,
                 "step_keys_to_execute": json.dumps([task.step_key]),
                 "retry_mode": json.dumps({"__enum__": f"RetryMode.{task.retry_mode}"}),
                 KNOWN_STATE: part_text(task, KNOWN_STATE, stored),
@@ -138,7 +139,7 @@ def command_args(task: StepTask, stored: Mapping[str, str]) -> str:
             }
         )
     else:
-        members["set_exit_code_on_failure"] = "true"
+        members.update({"pipeline_run_id": run_id, "set_exit_code_on_failure": "true"})
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 

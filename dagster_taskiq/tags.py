@@ -14,6 +14,12 @@ PRIORITY_TAG: Final = "dagster-taskiq/priority"
 RUN_PRIORITY_TAG: Final = "dagster-taskiq/run_priority"
 """On a run: a whole number that is added to the priority of each of its steps."""
 
+RUN_QUEUE_TAG: Final = "dagster-taskiq/run_queue"
+"""On a run or a job: the queue that its run worker is sent to, instead of the run launcher's ``run_queue``."""
+
+TASK_ID_TAG: Final = "dagster-taskiq/task_id"
+"""Put on a run by the run launcher: the id of the SQS message of its newest run worker."""
+
 DAGSTER_PRIORITY_TAG: Final = "dagster/priority"
 """Dagster's own tag, honoured where :data:`PRIORITY_TAG` is absent."""
 

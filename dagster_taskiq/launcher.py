@@ -1,0 +1,326 @@
+"""The run launcher: run workers travel over SQS and run on workers, by the same protocol as steps.
+
+In dagster.yaml::
+
+    run_launcher:
+      module: dagster_taskiq
+      class: TaskIQRunLauncher
+
+A run worker is an attempt of the one step ``run`` of a run row of its own, ``launch-<run id>``: launching inserts
+attempt 1, each resuming inserts the next one, and a claim with its lease and fence holds it while it lives.  So a
+message that comes twice starts nothing, and a run worker whose worker died is known to be dead when its lease is past
+or its host has said so.
+
+No coordinator waits for these rows.  Whoever launches or resumes keeps an eye on its message until a worker has it; the
+health check of Dagster's run monitoring settles leases that are past."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher, serialize_value
+
+from dagster_taskiq import _dagster, migrations, payload, tags
+from dagster_taskiq._core import Loop, Operation, SqsClient
+from dagster_taskiq.config import Settings, executor_config_schema
+from dagster_taskiq.errors import ConfigError, DagsterTaskiqError, QueueMissingError
+from dagster_taskiq.sqs import make_client, raise_for_entry, resolve_queue_url
+from dagster_taskiq.store import IdempotencyStore, StepRow, step_application_name
+
+log = logging.getLogger(__name__)
+
+RUN_QUEUE: Final = "dagster-runs"
+"""The default queue of run workers.  Not that of steps: a run worker holds a slot for as long as its run lasts, and
+would keep the steps waiting that it waits for."""
+
+STEP_KEY: Final = "run"
+LAUNCH_LEASE: Final = 14 * 86_400.0
+"""Seconds for which a launched run may wait in the queue: as long as SQS keeps messages."""
+
+TIMEOUT: Final = 30.0
+"""Seconds that one request to PostgreSQL or SQS may take, with its retries."""
+
+
+def launch_id(run_id: str) -> str:
+    """The id of the run row under which the run workers of a Dagster run have their rows."""
+    return f"launch-{run_id}"
+
+
+class TaskIQRunLauncher(DefaultRunLauncher):
+    """See the module.  Made by Dagster from dagster.yaml; ``settings`` as executors have them, ``run_queue``: where run
+    workers are sent, unless the run's tag ``dagster-taskiq/run_queue`` names another queue.
+
+    Raises ``ConfigError``, ``SqsError`` and ``StoreError``; Dagster then marks the run as failed (launching), or tries
+    again later (monitoring)."""
+
+    def __init__(self, inst_data: Any = None, run_queue: str | None = None, **config: Any) -> None:
+        super().__init__(inst_data)
+        self._settings = Settings.from_config(config)
+        self._run_queue = run_queue or RUN_QUEUE
+        self._lock = threading.Lock()
+        self._post: _Post | None = None
+
+    @classmethod
+    def config_type(cls) -> Any:
+        from dagster import Field, StringSource
+
+        run_queue = Field(
+            StringSource, is_required=False, description=f"Queue that runs are sent to. Default: `{RUN_QUEUE}`."
+        )
+        return {**executor_config_schema(), "run_queue": run_queue}
+
+    @classmethod
+    def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> TaskIQRunLauncher:
+        return cls(inst_data=inst_data, **config_value)
+
+    def dispose(self) -> None:
+        """Close connections; a message that nobody has taken yet is watched no longer."""
+        with self._lock:
+            post, self._post = self._post, None
+        if post is not None:
+            post.close()
+
+    # ---- launching and resuming -------------------------------------------------------------------------------------
+
+    def launch_run(self, context: Any) -> None:
+        """Send the run to a worker."""
+        self._send(context, payload.EXECUTE_RUN)
+
+    @property
+    def supports_resume_run(self) -> bool:
+        return True
+
+    def resume_run(self, context: Any) -> None:
+        """Send the run to a worker again, after its run worker has died."""
+        run_id = context.dagster_run.run_id
+        newest = self._newest(run_id)
+        if newest is not None and newest.generation is not None:
+            # What the dead one's last statement was must be known before the next one reads the log.
+            self._connected().end_backends(step_application_name(newest.generation))
+        self._send(context, payload.RESUME_RUN)
+
+    def _send(self, context: Any, command: str) -> None:
+        run: DagsterRun = context.dagster_run
+        origin = context.job_code_origin
+        if origin is None:
+            raise ConfigError(
+                f"run {run.run_id} does not say where its job's code is, so that no worker can load it: launch it"
+                " through a code location"
+            )
+        newest = self._newest(run.run_id)
+        attempt = 1 if newest is None else newest.attempt + 1
+        queue = run.tags.get(tags.RUN_QUEUE_TAG) or self._run_queue
+        message_id = self._connected().send(self._task(run, origin, command, attempt, queue), self._instance)
+        what = "Resuming the run" if command == payload.RESUME_RUN else "The run"
+        self._instance.report_engine_event(
+            f"{what}: its run worker has been sent to queue {queue!r}.",
+            run,
+            _dagster.engine_event_data({"queue": queue, "message_id": message_id, "run_worker": attempt}),
+            type(self),
+        )
+        self._instance.add_run_tags(run.run_id, {tags.TASK_ID_TAG: message_id})
+
+    def _task(self, run: DagsterRun, origin: Any, command: str, attempt: int, queue: str) -> payload.StepTask:
+        settings = self._settings
+        return payload.StepTask(
+            run_id=launch_id(run.run_id),
+            step_key=STEP_KEY,
+            attempt=attempt,
+            job_name=run.job_name,
+            queue=queue,
+            code_location=_dagster.code_location_of(run),
+            lease_ttl=settings.lease_ttl,
+            heartbeat=settings.heartbeat_interval,
+            visibility=settings.visibility_timeout,
+            sent_at=time.time(),
+            retry_mode="ENABLED",
+            parts={
+                payload.JOB_ORIGIN: serialize_value(origin),
+                payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
+            },
+            command=command,
+            dagster_run_id=run.run_id,
+        )
+
+    # ---- terminating ------------------------------------------------------------------------------------------------
+
+    def terminate(self, run_id: str) -> bool:
+        """Stop the run: its run worker gets SIGTERM from its worker, and one that has not started never will.  False
+        when there is nothing to stop."""
+        run = self._instance.get_run_by_id(run_id) if self.has_instance else None
+        if run is None or run.is_finished or self._newest(run_id) is None:
+            return False
+        self._instance.report_run_canceling(run)
+        store = self._connected().store
+        # Also where the run worker is dead: none of the run's steps that are in the queue may start.
+        for one in (launch_id(run_id), run_id):
+            store.cancel_run(one).result(TIMEOUT)
+        newest = self._newest(run_id)
+        if newest is None or newest.state != "claimed":
+            self._instance.report_run_canceled(run, "No run worker was alive.")
+        return True
+
+    # ---- health -----------------------------------------------------------------------------------------------------
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> Any:
+        """Whether the run has a run worker or will have one.  Raises where that cannot be told: Dagster takes
+        everything else for a dead run worker."""
+        newest = self._newest(run.run_id)
+        if newest is None:
+            raise DagsterTaskiqError(f"run {run.run_id} was not launched by {type(self).__name__}")
+        status = {"queued": "RUNNING", "claimed": "RUNNING", "succeeded": "SUCCESS"}.get(newest.state, "FAILED")
+        return _dagster.run_worker_health(status, _story(newest), str(newest.attempt))
+
+    def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:
+        newest = self._newest(run.run_id)
+        return None if newest is None else _story(newest)
+
+    def _newest(self, run_id: str) -> StepRow | None:
+        """The row of the newest run worker, after leases that are past have been settled."""
+        store = self._connected().store
+        row = store.get_run(launch_id(run_id)).result(TIMEOUT)
+        if row is None:
+            return None
+        store.renew_run(row.run_id, row.generation, LAUNCH_LEASE).result(TIMEOUT)
+        store.sweep_lost(row.run_id, row.generation).result(TIMEOUT)
+        return max(store.steps(row.run_id).result(TIMEOUT), key=lambda step: step.attempt, default=None)
+
+    def _connected(self) -> _Post:
+        with self._lock:
+            if self._post is None:
+                self._post = _Post(self._settings, self._instance)
+            return self._post
+
+
+@dataclass(slots=True)
+class _Letter:
+    """A message whose run worker nobody has claimed yet.  ``due``: monotonic clock; ``pause``: seconds."""
+
+    url: str
+    body: bytes
+    due: float
+    pause: float
+
+
+class _Post:
+    """The connections of a launcher, and the thread that sends messages again which nobody takes."""
+
+    def __init__(self, settings: Settings, instance: DagsterInstance) -> None:
+        own = _dagster.instance_postgres_url(instance)
+        url = settings.database_url or own
+        if url is None:
+            raise ConfigError(
+                "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which would"
+                " be the default. Set database_url in the run launcher's config or DAGSTER_TASKIQ_DATABASE_URL."
+            )
+        self._settings = settings
+        self._loop = Loop()
+        try:
+            self.store = IdempotencyStore(self._loop, url, application_name="dagster-taskiq-launcher")
+            self._logs = self.store
+            if own not in (None, url):
+                self._logs = IdempotencyStore(self._loop, str(own), application_name="dagster-taskiq-launcher")
+            migrations.migrate(self.store, timeout=TIMEOUT)
+            self._sqs: SqsClient = make_client(self._loop, region=settings.region, endpoint=settings.endpoint_url)
+        except BaseException:
+            self._loop.close()
+            raise
+        self._letters: dict[tuple[str, int], _Letter] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._loop.close()
+
+    def end_backends(self, application_name: str) -> None:
+        left = self._logs.end_backends(application_name, TIMEOUT).result(2 * TIMEOUT)
+        if left:
+            raise DagsterTaskiqError(f"{left} database connections of {application_name} are still there")
+
+    def send(self, task: payload.StepTask, instance: DagsterInstance) -> str:
+        """Row, then message.  The message's id."""
+        stored: dict[str, str] = {}
+        texts = {name: str(text) for name, text in task.parts.items()}
+        task = replace(task, parts=payload.spill(texts, stored))
+        url = self._queue_url(task.queue)
+        for digest, text in stored.items():
+            self.store.put_part(digest, text).result(TIMEOUT)
+        row = self.store.begin_run(task.run_id, uuid.uuid4().hex, LAUNCH_LEASE).result(TIMEOUT)
+        key = (task.step_key, task.attempt)
+        if not self.store.enqueue(task.run_id, row.generation, [(*key, task.queue)]).result(TIMEOUT):
+            raise DagsterTaskiqError(f"run worker {task.attempt} of run {task.dagster_run_id} is refused: {row.state}")
+        body = payload.pack(task, signing_key=self._settings.signing_key)
+        try:
+            message_id = self._deliver(url, body)
+        except BaseException:
+            self.store.cancel_queued(task.run_id, row.generation, [key]).result(TIMEOUT)
+            raise
+        self._watch(
+            task, _Letter(url, body, time.monotonic() + self._settings.backoff_base, self._settings.backoff_base)
+        )
+        return message_id
+
+    def _queue_url(self, queue: str) -> str:
+        try:
+            return resolve_queue_url(self._sqs, queue).result(TIMEOUT)
+        except QueueMissingError as error:
+            raise ConfigError(
+                f"there is no queue {queue!r} for runs in this region and account; make it with: dagster-taskiq queue"
+                f" create {queue}"
+            ) from error
+
+    def _deliver(self, url: str, body: bytes) -> str:
+        sending: Operation[Any] = self._sqs.send(url, [{"body": body}])
+        (result,) = sending.result(TIMEOUT)
+        raise_for_entry(result)
+        return str(result["message_id"])
+
+    # ---- messages that nobody takes ---------------------------------------------------------------------------------
+
+    def _watch(self, task: payload.StepTask, letter: _Letter) -> None:
+        with self._lock:
+            self._letters[(task.run_id, task.attempt)] = letter
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._resend, name="dagster-taskiq-launcher", daemon=True)
+                self._thread.start()
+
+    def _resend(self) -> None:
+        while not self._closing.wait(min(1.0, self._settings.backoff_base / 4)):
+            with self._lock:
+                due = [(key, letter) for key, letter in self._letters.items() if letter.due <= time.monotonic()]
+            for key, letter in due:
+                try:
+                    self._send_again(key, letter)
+                except DagsterTaskiqError as error:
+                    log.warning("cannot send the run worker of %s again now: %s", key[0], error)
+
+    def _send_again(self, key: tuple[str, int], letter: _Letter) -> None:
+        rows = self.store.steps(key[0]).result(TIMEOUT)
+        if not any(row.attempt == key[1] and row.state == "queued" for row in rows):
+            with self._lock:
+                del self._letters[key]
+            return
+        letter.pause = min(2 * letter.pause, self._settings.backoff_cap)
+        letter.due = time.monotonic() + letter.pause
+        self._deliver(letter.url, letter.body)
+
+
+def _story(row: StepRow) -> str:
+    """One line about a run worker, for people."""
+    where = f", worker {row.worker_name} on {row.host}, pid {row.pid}" if row.worker_name else ""
+    why = f": {row.reason}" if row.reason else ""
+    return f"Run worker {row.attempt} is {row.state}{why} (queue {row.queue}{where})."

@@ -1,0 +1,180 @@
+"""The run launcher: runs travel over the queue, and each run worker runs once, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import services
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from executor_bench import FAST, Bench
+
+from dagster_taskiq import TaskIQRunLauncher
+from dagster_taskiq.errors import ConfigError
+from dagster_taskiq.launcher import launch_id
+from dagster_taskiq.tags import RUN_QUEUE_TAG, TASK_ID_TAG
+
+
+@dataclass
+class Launching:
+    """A bench whose Dagster instance has our run launcher."""
+
+    bench: Bench
+    runs: services.Queue
+
+    @property
+    def launcher(self) -> TaskIQRunLauncher:
+        found = self.bench.instance.run_launcher
+        assert isinstance(found, TaskIQRunLauncher)
+        return found
+
+    def worker(self, slots: int = 3, **options: Any) -> services.WorkerHandle:
+        """Of runs and steps."""
+        return self.bench.processes.start_worker([self.runs.name, self.bench.queue.name], slots, **options)
+
+    def launch(self, name: str) -> DagsterRun:
+        run = self.bench.create(name)
+        self.launcher.launch_run(self.context(run))
+        return run
+
+    def resume(self, run: DagsterRun) -> None:
+        self.launcher.resume_run(self.context(run))
+
+    def context(self, run: DagsterRun) -> Any:
+        """What Dagster hands to a launcher."""
+        return SimpleNamespace(dagster_run=run, job_code_origin=run.job_code_origin, workspace=None)
+
+    def health(self, run: DagsterRun) -> str:
+        return str(self.launcher.check_run_worker_health(run).status.name)
+
+    def wait_for_status(self, run: DagsterRun, status: DagsterRunStatus) -> None:
+        services.wait_for(lambda: self.bench.status(run) == status.value, f"status {status.value}", deadline=90)
+
+    def run_workers(self, run: DagsterRun) -> list[tuple[int, str]]:
+        return [(attempt, state) for _, attempt, state in self.bench.rows(launch_id(run.run_id))]
+
+    def wait_for_run_worker(self, run: DagsterRun, attempt: int, state: str) -> None:
+        services.wait_for(
+            lambda: (attempt, state) in self.run_workers(run), f"run worker {attempt} {state}", deadline=60
+        )
+
+
+@pytest.fixture
+def launching(bench: Bench, make_queue: Callable[[], services.Queue]) -> Iterator[Launching]:
+    runs = make_queue()
+    path = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
+    launcher = {
+        "module": "dagster_taskiq",
+        "class": "TaskIQRunLauncher",
+        "config": {**FAST, "run_queue": runs.name, "backoff": {"base": 1, "cap": 2}},
+    }
+    changes = {"run_launcher": launcher, "run_monitoring": {"enabled": True, "max_resume_run_attempts": 3}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with DagsterInstance.get() as instance:
+        yield Launching(replace(bench, instance=instance), runs)
+
+
+def test_a_run_goes_to_a_worker_and_its_steps_follow(launching: Launching) -> None:
+    launching.worker()
+    run = launching.launch("chain")
+    launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+    launching.wait_for_run_worker(run, 1, "succeeded")
+    assert launching.health(run) == "SUCCESS"
+    stored = launching.bench.instance.get_run_by_id(run.run_id)
+    assert stored is not None and stored.tags[TASK_ID_TAG]
+    assert any("has been sent to queue" in text for text in launching.bench.messages(run.run_id))
+    assert {state for _, _, state in launching.bench.rows(run.run_id)} == {"succeeded"}
+    services.wait_for(lambda: launching.runs.counts() == (0, 0), "the end of the run's message")
+
+
+def test_a_run_that_fails_leaves_a_run_worker_that_failed(launching: Launching) -> None:
+    launching.worker()
+    run = launching.launch("failing")
+    launching.wait_for_status(run, DagsterRunStatus.FAILURE)
+    launching.wait_for_run_worker(run, 1, "failed")
+
+
+def test_copies_of_a_message_start_one_run_worker(launching: Launching) -> None:
+    run = launching.launch("chain")
+    (message,) = launching.runs.call("ReceiveMessage", VisibilityTimeout=0)["Messages"]
+    for _ in range(2):
+        launching.runs.call("SendMessage", MessageBody=message["Body"])
+    launching.worker(slots=4)
+    launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+    services.wait_for(lambda: launching.runs.counts() == (0, 0), "the end of all copies")
+    assert launching.run_workers(run) == [(1, "succeeded")]
+    types = [
+        entry.dagster_event.event_type_value
+        for entry in launching.bench.instance.all_logs(run.run_id)
+        if entry.dagster_event
+    ]
+    assert types.count("PIPELINE_START") == types.count("PIPELINE_SUCCESS") == 1
+
+
+def test_a_lost_message_is_sent_again(launching: Launching) -> None:
+    run = launching.launch("single")
+    launching.runs.call("PurgeQueue")
+    assert launching.health(run) == "RUNNING"
+    launching.worker()
+    launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+
+
+def test_a_run_whose_worker_dies_is_resumed(launching: Launching) -> None:
+    bench = launching.bench
+    of_runs = bench.processes.start_worker([launching.runs.name], 1)
+    bench.worker()
+    run = launching.launch("waiting")
+    bench.wait_for_notes("waits")
+    assert launching.health(run) == "RUNNING"
+    of_runs.kill()
+    services.wait_for(lambda: launching.health(run) == "FAILED", "the run worker's death", deadline=60)
+    assert "lost" in launching.launcher.get_run_worker_debug_info(run)
+    bench.processes.start_worker([launching.runs.name], 1)
+    launching.resume(run)
+    launching.wait_for_run_worker(run, 2, "claimed")
+    bench.let_go()
+    launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+    assert len(bench.notes("waits")) == 1
+    launching.wait_for_run_worker(run, 2, "succeeded")
+    assert launching.run_workers(run) == [(1, "lost"), (2, "succeeded")]
+
+
+def test_termination_stops_the_run_worker_and_its_steps(launching: Launching) -> None:
+    launching.worker()
+    run = launching.launch("waiting")
+    launching.bench.wait_for_notes("waits")
+    assert launching.launcher.terminate(run.run_id)
+    launching.wait_for_status(run, DagsterRunStatus.CANCELED)
+    assert not launching.launcher.terminate(run.run_id)
+
+
+def test_a_run_that_is_terminated_in_the_queue_never_starts(launching: Launching) -> None:
+    run = launching.launch("single")
+    assert launching.launcher.terminate(run.run_id)
+    assert launching.bench.status(run) == DagsterRunStatus.CANCELED.value
+    launching.worker()
+    launching.wait_for_run_worker(run, 1, "cancelled")
+    services.wait_for(lambda: launching.runs.counts() == (0, 0), "the end of its message")
+    assert launching.bench.status(run) == DagsterRunStatus.CANCELED.value
+
+
+def test_a_missing_queue_is_named_with_the_command_that_makes_it(launching: Launching) -> None:
+    run = launching.bench.create("single")
+    launching.bench.instance.add_run_tags(run.run_id, {RUN_QUEUE_TAG: "not-there"})
+    tagged = launching.bench.instance.get_run_by_id(run.run_id)
+    assert tagged is not None
+    with pytest.raises(ConfigError, match="dagster-taskiq queue create not-there"):
+        launching.launcher.launch_run(launching.context(tagged))
+
+
+def test_runs_of_another_launcher_are_left_alone(launching: Launching) -> None:
+    run = launching.bench.create("single")
+    assert not launching.launcher.terminate(run.run_id)
+    with pytest.raises(Exception, match="was not launched by"):
+        launching.health(run)
