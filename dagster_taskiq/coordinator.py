@@ -14,6 +14,7 @@ import heapq
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import select
@@ -76,10 +77,17 @@ ECHO: Final = 1.0
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 15.0
 FENCE_WAIT: Final = 5.0
+FENCE_PAUSES: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
 LOG_GRACE: Final = 30.0
 """Seconds to wait where a lost step's connections cannot be ended, for its last statement to end by itself."""
 
+CLEAR_GRACE: Final = 15.0
+"""Seconds beyond a lease in which the end of a run waits for its last claims: stopping, sweeping, a slow poll."""
+
 SUPERSEDED_STATUS: Final = 70
+
+THROTTLING: Final = ("throttl", "limitexceeded", "overlimit", "toomanyrequests", "slowdown")
+"""Parts of SQS's codes that ask for fewer requests; some implementations call that the sender's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,7 @@ class _Queue:
     next_look: float
     pause: float
     warned: bool = False
+    countable: bool = True
     looking: bool = False
     missing_since: float | None = None
     """Since when SQS has said that it does not exist; infinitely long ago until SQS has once said that it does."""
@@ -198,29 +207,59 @@ class RunCoordinator:
     def begin(self) -> RunRow:
         """Become the run's coordinator, or take it over.  Blocks."""
         self._store.listen(run_channel(self.run_id)).result()
-        row = self._store.begin_run(self.run_id, self._name, self.settings.lease_ttl).result()
+        lease = self.settings.lease_ttl
+        row = self._store.begin_run(self.run_id, self._name, lease).result()
+        while row.coordinator != self._name and row.state != "ended":
+            taken = self._store.take_over_run(self.run_id, self._name, lease, row.generation).result()
+            # None: another was quicker, or the run has ended meanwhile.
+            row = taken or self._store.begin_run(self.run_id, self._name, lease).result()
         self.generation = row.generation
         self._schedule(self._beat_pause(), self._beat)
         return row
 
-    def take_over(self, previous: int) -> list[StepRow]:
-        """After :meth:`begin`: end what the previous coordinator has under way, then read the rows."""
-        self._end_backends(run_application_name(previous))
+    def take_over(self, generations: Iterable[int]) -> list[StepRow]:
+        """After :meth:`begin`: end what earlier coordinators have under way, then read the rows.
+
+        All of them: the one before may have died before it had done so for its own predecessor."""
+        self._end_backends([run_application_name(generation) for generation in generations])
+        self._then(lambda: self._store.fenced_run(self.run_id, self.generation), lambda _: None)
         return self._store.steps(self.run_id).result()
 
+    def is_coordinator(self) -> bool:
+        """Whether no other coordinator has taken over.  Blocks; for any thread."""
+        row = self._store.get_run(self.run_id).result()
+        return row is not None and row.generation == self.generation
+
     def end(self) -> None:
-        """Settle every row of the run: what is queued never starts, what is claimed is told to stop.  Blocks; never
-        raises."""
+        """Settle every row of the run: what is queued never starts, what is claimed is told to stop, and waited for
+        (S5).  Also of a run that has ended already.  Blocks; never raises."""
         for pause in (0.2, 1.0, 5.0, None):
             try:
-                if self._store.end_run(self.run_id, self.generation).result(timeout=10.0) is None:
+                ended = self._store.end_run(self.run_id, self.generation).result(timeout=10.0)
+                if ended is None:
                     self._on_superseded(self.run_id, self.generation)
+                else:
+                    self._clear(ended.still_claimed)
                 return
             except DagsterTaskiqError as error:
                 log.warning("run %s: cannot settle the rows yet: %s", self.run_id, error)
                 if pause is None:
                     return
                 time.sleep(pause)
+
+    def _clear(self, claims: Sequence[StepRow]) -> None:
+        """Wait for claims of the run that has ended, until the last lease is past and swept.  A signal ends the wait:
+        what is left then, a worker settles."""
+        self._cancelling = True
+        left = {(row.step_key, row.attempt) for row in claims}
+        for row in claims:
+            self._flights.setdefault((row.step_key, row.attempt), _Flight(row.queue, time.monotonic()))
+        deadline = time.monotonic() + self.settings.lease_ttl + CLEAR_GRACE
+        self._woken = False
+        while (left := left & self._flights.keys()) and not self._woken and time.monotonic() < deadline:
+            self._pump(self._pause(deadline))
+        if left:
+            log.warning("run %s has ended with claims that nobody has settled yet: %s", self.run_id, sorted(left))
 
     @property
     def in_flight(self) -> int:
@@ -361,7 +400,7 @@ class RunCoordinator:
                 flight.sends += 1
                 if flight.sends == 1 and time.monotonic() < self._last_loss + DEAD_POLL:
                     self._schedule(ECHO, functools.partial(self._send_again, [key]))
-            elif result.get("sender_fault"):
+            elif result.get("sender_fault") and not _is_throttling(result.get("code")):
                 self._reject(key, f"{result.get('code')}: {result.get('message')}")
             else:
                 why = f"{result.get('code')}: {result.get('message')}"
@@ -422,7 +461,8 @@ class RunCoordinator:
             if isinstance(error, QueueMissingError):
                 raise ConfigError(
                     f"there is no SQS queue {queue.name!r} in region and account of these settings ({error})."
-                    " Create it, or correct the settings `queue`, `region` and `endpoint_url`."
+                    f" Create it with `dagster-taskiq queue create {queue.name}`, or correct the settings `queue`,"
+                    " `region` and `endpoint_url`."
                 ) from error
             return _may_pass(error)
 
@@ -455,9 +495,13 @@ class RunCoordinator:
 
     def _pump(self, timeout: float | None) -> None:
         """Handle what the core has, wait for it up to ``timeout``, or until a signal arrives."""
-        watched = [self._loop.fileno()] + ([self._wake_fd] if self._wake_fd is not None else [])
-        ready, _, _ = select.select(watched, [], [], timeout)
-        if self._wake_fd is not None and self._wake_fd in ready:
+        # poll: select refuses descriptors from 1024 on.
+        watched = select.poll()
+        watched.register(self._loop.fileno(), select.POLLIN)
+        if self._wake_fd is not None:
+            watched.register(self._wake_fd, select.POLLIN)
+        ready = watched.poll(None if timeout is None else math.ceil(timeout * 1000))
+        if self._wake_fd is not None and any(descriptor == self._wake_fd for descriptor, _ in ready):
             os.read(self._wake_fd, 4096)
             self._woken = True
         for item in self._loop.drain():
@@ -473,19 +517,20 @@ class RunCoordinator:
         if event.kind == "store_connected":
             self._look(self._flights)
         elif event.kind == "notification" and event.channel == run_channel(self.run_id):
-            self._notified(json.loads(event.payload or "{}"))
+            self._notified(_json_object(event.payload))
 
     def _notified(self, payload: dict[str, Any]) -> None:
         if "run_state" in payload:
             self._renew()
             return
-        if "state" not in payload:
+        step_key, attempt, state = (payload.get(name) for name in ("step_key", "attempt", "state"))
+        if not (isinstance(step_key, str) and isinstance(attempt, int)):
             self._look(self._flights)
             return
-        key = (payload["step_key"], payload["attempt"])
+        key = (step_key, attempt)
         if key not in self._flights:
             return
-        if payload["state"] == "queued":
+        if state == "queued":
             self._back_in_queue([key])
         else:
             self._look([key])
@@ -618,14 +663,39 @@ class RunCoordinator:
             undelivered = waiting + delayed + max(0, hidden - depth.claimed)
             deficit = depth.queued - undelivered
             if deficit > 0:
-                self._resend(deficit, vanished=True)
-            elif queue.pause >= self.settings.backoff_cap:
+                # Where some are left nobody knows whose are missing: runs share queues.
+                self._resend(deficit, vanished=undelivered == 0)
+            else:
                 # The count is approximate, and other applications' messages may be in it.
-                self._resend(SEND_ENTRIES, vanished=False)
+                self._resend_by_time(queue)
+
+        def passes(error: DagsterTaskiqError) -> bool:
+            queue.countable = not _is_denied(error)
+            return not queue.countable or _may_return(queue, error)
+
+        def failed(error: DagsterTaskiqError) -> None:
+            if queue.countable:
+                self._later(error)
+                return
+            self._notices.append(
+                Trouble(
+                    f"The messages in queue {queue.name!r} cannot be counted: this run worker needs the permission"
+                    f" sqs:GetQueueAttributes ({error}). Without it a message that is lost is sent again late."
+                )
+            )
+            self._resend_by_time(queue)
+
+        if not queue.countable:
+            self._resend_by_time(queue)
+            return
 
         request = {"QueueUrl": queue.url, "AttributeNames": names}
         ask = functools.partial(self._sqs.call, "GetQueueAttributes", request)
-        self._ask_sqs(ask, counted, self._later, functools.partial(_may_return, queue))
+        self._ask_sqs(ask, counted, failed, passes)
+
+    def _resend_by_time(self, queue: _Queue) -> None:
+        if queue.pause >= self.settings.backoff_cap:
+            self._resend(SEND_ENTRIES, vanished=False)
 
     def _resend(self, limit: int, *, vanished: bool) -> None:
         settings = self.settings
@@ -672,8 +742,7 @@ class RunCoordinator:
 
         A dead process is not a dead statement: without this its last event could appear after we looked.  Blocks;
         heartbeats go on."""
-        for generation in generations:
-            self._end_backends(step_application_name(generation))
+        self._end_backends([step_application_name(generation) for generation in generations])
         self.is_active()
 
     def is_active(self) -> bool:
@@ -690,21 +759,26 @@ class RunCoordinator:
                 self._trouble(f"trying again: {error}")
                 self.idle(FIRST_RETRY)
 
-    def _end_backends(self, application_name: str) -> None:
-        for store in self._log_stores:
-            for pause in (0.0, 0.5, 1.0, 2.0, 4.0, None):
-                try:
-                    if store.end_backends(application_name, FENCE_WAIT).result(timeout=FENCE_WAIT + 10.0) == 0:
-                        break
-                    trouble = "they are still there"
-                except DagsterTaskiqError as error:
-                    trouble = str(error)
-                if pause is None:
-                    what = f"cannot end the database connections of {application_name}, waiting {LOG_GRACE:g} s instead"
-                    self._trouble(f"{what}: {trouble}")
-                    self.idle(LOG_GRACE)
-                    break
-                self.idle(pause)
+    def _end_backends(self, names: Iterable[str]) -> None:
+        left = [(store, name) for name in names for store in self._log_stores]
+        for pause in FENCE_PAUSES:
+            self.idle(pause)
+            troubles = [(store, name, self._trouble_of_ending(store, name)) for store, name in left]
+            left = [(store, name) for store, name, trouble in troubles if trouble is not None]
+            if not left:
+                return
+        stubborn = {name: trouble for _, name, trouble in troubles if trouble is not None}
+        what = f"cannot end the database connections of {', '.join(stubborn)}, waiting {LOG_GRACE:g} s instead"
+        self._trouble(f"{what}: {next(iter(stubborn.values()))}")
+        self.idle(LOG_GRACE)
+
+    def _trouble_of_ending(self, store: IdempotencyStore, application_name: str) -> str | None:
+        """End the connections of that name; None: none is left."""
+        try:
+            left = store.end_backends(application_name, FENCE_WAIT).result(timeout=FENCE_WAIT + 10.0)
+        except DagsterTaskiqError as error:
+            return str(error)
+        return "they are still there" if left else None
 
     def idle(self, seconds: float) -> None:
         """Let time pass; heartbeats go on."""
@@ -817,9 +891,26 @@ class RunCoordinator:
             self._notices.append(Trouble(message))
 
 
+def _json_object(text: str | None) -> dict[str, Any]:
+    """A notification's payload; empty when it is nothing of ours: anybody may send one."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _may_pass(error: DagsterTaskiqError) -> bool:
     """Whether the same call can succeed a little later."""
     return bool(getattr(error, "retryable", False)) or isinstance(error, OperationTimeoutError)
+
+
+def _is_denied(error: DagsterTaskiqError) -> bool:
+    return (getattr(error, "service_code", None) or "").startswith("AccessDenied")
+
+
+def _is_throttling(code: str | None) -> bool:
+    return any(part in (code or "").lower() for part in THROTTLING)
 
 
 def _may_return(queue: _Queue, error: DagsterTaskiqError) -> bool:

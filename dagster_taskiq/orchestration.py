@@ -35,7 +35,7 @@ from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.sqs import make_client
-from dagster_taskiq.store import IdempotencyStore, StepRow, run_application_name
+from dagster_taskiq.store import IdempotencyStore, RunRow, StepRow, run_application_name
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class RunOrchestration:
             self._coordinator = self._connect(stack)
             row = self._coordinator.begin()
             if row.state == "ended":
-                yield from self._after_the_end(stack, row.generation)
+                yield from self._after_the_end(stack, row)
                 return
             stack.enter_context(_application_name(run_application_name(row.generation)))
             if self._settings.reuse_connections:
@@ -115,13 +115,14 @@ class RunOrchestration:
             )
             self._start_plan(stack)
             if row.previous_generation is not None:
-                yield from self._take_over(row.previous_generation)
+                yield from self._take_over(row.previous_generation, row.unfenced)
             self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
             yield from self._drive(settle)
 
-    def _after_the_end(self, stack: ExitStack, generation: int) -> Iterator[DagsterEvent]:
-        """A coordinator before this one has settled all rows.  Its run is over, and there is nothing more to say; or it
-        died before it could say so, and the log has how each step ended."""
+    def _after_the_end(self, stack: ExitStack, row: RunRow) -> Iterator[DagsterEvent]:
+        """A coordinator before this one has ended the run.  There is nothing more to say; or it died before it could
+        say so, maybe before the last claim was settled, and the log has how each step ended."""
+        self._coordinator.end()
         if self._instance.get_run_by_id(self._run.run_id).is_finished:
             print(
                 f"dagster-taskiq: run {self._run.run_id} is over; this run worker leaves.", file=sys.stderr, flush=True
@@ -129,7 +130,7 @@ class RunOrchestration:
             # An exception would make Dagster write a failure after the run's end.
             os._exit(SUPERSEDED_STATUS)
         self._start_plan(stack)
-        yield from self._take_over(generation)
+        yield from self._take_over(row.generation, [*row.unfenced, row.generation])
         if not self._active.is_complete:
             raise DagsterTaskiqError(f"run {self._run.run_id} has ended already; its steps cannot be taken up again.")
 
@@ -428,12 +429,12 @@ class RunOrchestration:
 
     # ---- taking over ------------------------------------------------------------------------------------------------
 
-    def _take_over(self, previous: int) -> Iterator[DagsterEvent]:
+    def _take_over(self, previous: int, unfenced: Sequence[int]) -> Iterator[DagsterEvent]:
         """Continue where another run worker stopped.
 
         Rows first, log after: a row says whether a process lives, the log how it ended.  No limit acts meanwhile: only
         steps that were under way or had ended are taken out of the plan here, and those hold what they need."""
-        rows = {(row.step_key, row.attempt): row for row in self._coordinator.take_over(previous)}
+        rows = {(row.step_key, row.attempt): row for row in self._coordinator.take_over(unfenced)}
         logged = self._read(lambda: _dagster.logged_steps(self._instance, self._run.run_id))
         yield _dagster.engine_event(
             self._context,

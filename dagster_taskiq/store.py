@@ -71,6 +71,8 @@ class RunRow:
     state: RunState
     previous_generation: int | None
     """Of the coordinator that this one took over from."""
+    unfenced: list[int]
+    """Generations of earlier coordinators that may still have a statement under way."""
     coordinator: str
     lease_left: float
     """Of the coordinator; negative when it is past."""
@@ -311,10 +313,21 @@ class IdempotencyStore:
     # ---- runs -------------------------------------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, coordinator: str, lease: float) -> _core.Operation[RunRow]:
-        """Begin coordinating a run, or take it over under a new generation.  ``coordinator``: a nonce of the calling
-        process; the same one gets the same generation again.  An ended run comes back with state ``ended`` and is not
-        changed."""
+        """Begin coordinating a run that nobody has begun.  The run's row comes back, whoever coordinates it:
+        ``coordinator``, a nonce of the calling process, tells."""
         return self._run("begin_run", _one(RunRow), run_id, coordinator, lease)
+
+    def take_over_run(
+        self, run_id: str, coordinator: str, lease: float, generation: int
+    ) -> _core.Operation[RunRow | None]:
+        """Coordinate a run under a new generation, in the place of the coordinator with ``generation``.  None when that
+        is no longer its coordinator, or the run has ended: a word that comes late supersedes nobody.  The same nonce
+        gets the same generation again."""
+        return self._run("take_over_run", _first(RunRow), run_id, coordinator, lease, generation)
+
+    def fenced_run(self, run_id: str, generation: int) -> _core.Operation[bool]:
+        """Nothing of the run's earlier coordinators is under way any more.  False when another has taken over."""
+        return self._run("fenced_run", _any, run_id, generation)
 
     def renew_run(self, run_id: str, generation: int, lease: float) -> _core.Operation[RunState | None]:
         """The run's state; None when another coordinator has taken over."""
@@ -516,8 +529,9 @@ class IdempotencyStore:
         return self._run("get_parts", dict, list(digests))
 
     def prune(self, older_than: float) -> _core.Operation[Pruned]:
-        """Remove runs that ended and parts that were last used more than ``older_than`` seconds (at least two hours)
-        ago, and workers whose heartbeat stopped then or a day ago.  Longer than a queue keeps messages (14 days at
+        """Remove runs that ended, or lost their coordinator, and parts that were last used more than ``older_than``
+        seconds (at least two hours) ago, and workers whose heartbeat stopped then or a day ago; settle claims that are
+        left of ended runs when their leases are past.  Longer than a queue keeps messages (14 days at
         most), so that no late delivery finds its run gone.  At most 100 runs and 1000 parts at a time: call it again
         while it removes :data:`PRUNE_BATCH` rows or more."""
         return self._run("prune", _one(Pruned), older_than)

@@ -6,6 +6,7 @@ import http.client
 import socket
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -13,9 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class SqsProxy:
-    """Forwards HTTP to an SQS endpoint and counts requests by action."""
+    """Forwards HTTP to an SQS endpoint and counts requests by action.
 
-    def __init__(self, endpoint: str) -> None:
+    ``substitute``: called with action and body; gives the status and body to answer with, or None to forward."""
+
+    def __init__(
+        self, endpoint: str, substitute: Callable[[str, bytes], tuple[int, bytes] | None] = lambda action, body: None
+    ) -> None:
         upstream = urlsplit(endpoint)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -26,8 +31,15 @@ class SqsProxy:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                action = self.headers.get("X-Amz-Target", "").partition(".")[2]
                 with proxy._lock:
-                    proxy._counts[self.headers.get("X-Amz-Target", "").partition(".")[2]] += 1
+                    proxy._counts[action] += 1
+                if (own := substitute(action, body)) is not None:
+                    self.send_response(own[0])
+                    self.send_header("Content-Length", str(len(own[1])))
+                    self.end_headers()
+                    self.wfile.write(own[1])
+                    return
                 assert upstream.hostname
                 connection = http.client.HTTPConnection(upstream.hostname, upstream.port or 80, timeout=60)
                 try:

@@ -21,7 +21,7 @@
  *   claimed  claimed    claim           worker             same nonce: its reply was     same generation, lease; -
  *                                                          lost
  *   claimed  claimed    renew           worker's beat      generation                    lease; -
- *   claimed  claimed    start           worker             generation                    started_at, process; -
+ *   claimed  claimed    start           worker             generation, lease not past    started_at, process; -
  *   claimed  claimed    request_cancel  executor           run mine                      cancel_requested; worker
  *   claimed  claimed    end_run         executor           run mine                      cancel_requested; worker, run
  *   claimed  claimed    cancel_run      anybody            run not ended                 cancel_requested; worker, run
@@ -38,18 +38,23 @@
  *   claimed  lost       claim           worker, another    lease past, started           reason; run
  *                                       delivery
  *   claimed  lost       mark_lost       who saw it dead    generation                    reason; run
+ *   claimed  lost       prune           any worker, hourly run ended, lease past,        reason; run
+ *                                                          started
+ *   claimed  cancelled  prune           any worker, hourly run ended, lease past,        run
+ *                                                          never started
  *   * of a run that is not active: cancelled at once, which is where the next move would take it.
  *
- * Run rows: begin_run (none to active, or a new generation), renew_run (lease), cancel_run (active to cancelling),
- * end_run (to ended).
+ * Run rows: begin_run (none to active), take_over_run (a new generation, if the one that the caller has read still
+ * holds), fenced_run (nothing of earlier coordinators is under way any more), renew_run (lease), cancel_run (active to
+ * cancelling), end_run (to ended).
  *
  * Locks: the run row first, then step rows by (run_id, step_key, attempt); sweeps skip what is locked.  Whatever must
  * not run beside the end of a run holds its row FOR SHARE: a plain sub-select would not be looked at again after a
  * wait.  Rows that are moved are locked by a SELECT ... FOR UPDATE first, which reads their newest version; an UPDATE
  * alone would choose by the snapshot taken before the wait.
  *
- * Sent twice (after a lost connection): begin_run and claim answer alike by their nonce, enqueue by the nonce of its
- * call, complete, start, hand_back and mark_lost by the generation; the others are idempotent.
+ * Sent twice (after a lost connection): begin_run, take_over_run and claim answer alike by their nonce, enqueue by the
+ * nonce of its call, complete, start, hand_back and mark_lost by the generation; the others are idempotent.
  *
  * Notifications: of a single row to its run {"step_key", "attempt", "state"}; of many rows, or when that is too long,
  * {} ("look"); of a cancelled run {"run_state"}; to a worker the generation to cancel; to the workers of a host who
@@ -125,26 +130,41 @@
 #define STEP_COLUMN_TYPES "ttittittttittiibtffffff"
 
 #define RUN_COLUMNS \
-    "r.run_id, r.generation, r.state, r.previous_generation, r.coordinator, " LEFT("r.lease") ", " \
+    "r.run_id, r.generation, r.state, r.previous_generation, r.unfenced, r.coordinator, " LEFT("r.lease") ", " \
     EPOCH("r.created_at")
-#define RUN_COLUMN_TYPES "tititff"
+#define RUN_COLUMN_TYPES "titiItff"
 
 /* Columns that a statement gives beyond its signature are there for their effect (pg_notify) and not read. */
 static const struct dtq_statement statements[] = {
     /* ---- runs ---------------------------------------------------------------------------------------------------- */
 
-    /* run_id, coordinator (nonce), lease s */
+    /* run_id, coordinator (nonce), lease s -> the run, whoever coordinates it */
     {"begin_run", "ttf", RUN_COLUMN_TYPES,
      "INSERT INTO dagster_taskiq_runs AS r (run_id, generation, coordinator, state, lease) VALUES ($1::text, "
      "nextval('dagster_taskiq_generations'), $2::text, 'active', now() + " SECONDS("$3::float8") ") "
-     "ON CONFLICT (run_id) DO UPDATE SET "
-     /* A second nextval: that of VALUES was drawn before the wait for the row, maybe before that of the last taker. */
-     "generation = CASE WHEN r.state = 'ended' OR r.coordinator = excluded.coordinator THEN r.generation "
-     "ELSE nextval('dagster_taskiq_generations') END, previous_generation = CASE WHEN r.state = 'ended' OR "
-     "r.coordinator = excluded.coordinator THEN r.previous_generation ELSE r.generation END, "
-     "coordinator = CASE WHEN r.state = 'ended' THEN r.coordinator ELSE excluded.coordinator END, "
-     "lease = CASE WHEN r.state = 'ended' THEN r.lease ELSE excluded.lease END "
+     /* Changes nothing: it makes RETURNING give the row that is there. */
+     "ON CONFLICT (run_id) DO UPDATE SET coordinator = r.coordinator "
      "RETURNING " RUN_COLUMNS},
+
+    /* run_id, coordinator (nonce), lease s, generation of the coordinator before it; no row: it is another's by now */
+    {"take_over_run", "ttfi", RUN_COLUMN_TYPES,
+     "WITH run AS (SELECT r.*, r.coordinator = $2::text AS again FROM dagster_taskiq_runs r "
+     "WHERE r.run_id = $1::text AND r.state <> 'ended' AND (r.generation = $4::bigint OR r.coordinator = $2::text) "
+     "FOR UPDATE) "
+     "UPDATE dagster_taskiq_runs r SET "
+     "generation = CASE WHEN run.again THEN run.generation ELSE nextval('dagster_taskiq_generations') END, "
+     "previous_generation = CASE WHEN run.again THEN run.previous_generation ELSE run.generation END, "
+     "unfenced = CASE WHEN run.again THEN run.unfenced ELSE run.unfenced || run.generation END, "
+     "coordinator = $2::text, state = run.state, ended_at = run.ended_at, "
+     "lease = greatest(run.lease, now() + " SECONDS("$3::float8") ") FROM run "
+     "WHERE r.run_id = run.run_id "
+     "RETURNING " RUN_COLUMNS},
+
+    /* run_id, generation */
+    {"fenced_run", "ti", "i",
+     "UPDATE dagster_taskiq_runs SET unfenced = '{}' "
+     "WHERE run_id = $1::text AND generation = $2::bigint "
+     "RETURNING generation"},
 
     /* run_id, generation, lease s */
     {"renew_run", "tif", "t",
@@ -345,7 +365,7 @@ static const struct dtq_statement statements[] = {
      "UPDATE dagster_taskiq_steps s SET started_at = coalesce(s.started_at, now()), pid = coalesce($5::int, s.pid), "
      "pid_start = coalesce($6::text, s.pid_start) "
      "WHERE " KEY_IS_123("s") " AND s.generation = $4::bigint AND s.state = 'claimed' "
-     "RETURNING s.generation"},
+     "AND s.lease > now() RETURNING s.generation"},
 
     /* run_ids, step_keys, attempts, generations, ttls s -> of the renewed: generation, cancel_requested */
     {"renew", "TTIIF", "ib",
@@ -461,14 +481,32 @@ static const struct dtq_statement statements[] = {
      "SELECT p.digest, p.content FROM dagster_taskiq_parts p "
      "WHERE p.digest = ANY ($1::text[])"},
 
-    /* older than s -> runs, parts and workers that were removed.  A bounded number at a time, and nothing that another
-     * worker is removing: this runs on the connection that renews leases. */
+    /* older than s -> runs, parts and workers that were removed; settles what a run left claimed whose coordinator died
+     * at its end.  A bounded number at a time, and nothing that another worker is removing: this runs on the connection
+     * that renews leases. */
     {"prune", "f", "iii",
-     "WITH age AS (SELECT now() - " SECONDS("greatest($1::float8, 7200)") " AS before), "
+     "WITH left_over AS (SELECT " KEY_ORDER("s") ", s.started_at IS NOT NULL AS started, " LEASE_ENDED_REASON("s")
+     " AS why FROM dagster_taskiq_steps s JOIN dagster_taskiq_runs r ON r.run_id = s.run_id AND r.state = 'ended' "
+     "WHERE s.state = 'claimed' AND s.lease < now() "
+     "ORDER BY " KEY_ORDER("s") " LIMIT " PRUNE_RUNS " FOR UPDATE OF s SKIP LOCKED), "
+     "lost AS (UPDATE dagster_taskiq_steps s SET state = 'lost', finished_at = now(), reason = left_over.why "
+     "FROM left_over WHERE " SAME_ROW("s", "left_over") " AND left_over.started "
+     "RETURNING " TELL_RUN_LOOK("s") "), "
+     "cancelled AS (UPDATE dagster_taskiq_steps s SET " SET_REQUEUED("false") "FROM left_over "
+     "WHERE " SAME_ROW("s", "left_over") " AND NOT left_over.started "
+     "RETURNING " TELL_RUN_LOOK("s") "), "
+     "age AS (SELECT now() - " SECONDS("greatest($1::float8, 7200)") " AS before), "
      "old_runs AS (SELECT o.run_id FROM dagster_taskiq_runs o "
      "WHERE o.state = 'ended' AND o.ended_at < (SELECT before FROM age) "
      "ORDER BY o.ended_at LIMIT " PRUNE_RUNS " FOR UPDATE SKIP LOCKED), "
-     "runs AS (DELETE FROM dagster_taskiq_runs r USING old_runs WHERE r.run_id = old_runs.run_id "
+     /* Nobody has ended them, and nobody will. */
+     "dead_runs AS (SELECT o.run_id FROM dagster_taskiq_runs o "
+     "WHERE o.state <> 'ended' AND o.lease < (SELECT before FROM age) "
+     "AND NOT EXISTS (SELECT FROM dagster_taskiq_steps s "
+     "WHERE s.run_id = o.run_id AND s.state = 'claimed' AND s.lease > now()) "
+     "ORDER BY o.created_at LIMIT " PRUNE_RUNS " FOR UPDATE SKIP LOCKED), "
+     "runs AS (DELETE FROM dagster_taskiq_runs r "
+     "WHERE r.run_id IN (SELECT run_id FROM old_runs UNION ALL SELECT run_id FROM dead_runs) "
      "RETURNING r.run_id), "
      "old_parts AS (SELECT p.digest FROM dagster_taskiq_parts p "
      "WHERE p.used_at < (SELECT before FROM age) "

@@ -111,7 +111,7 @@ bool finished;               /* STEP_SUCCESS or STEP_FAILURE after the last of t
 bool run_over;               /* Dagster's run has its final status */
 
 /* A statement whose client is gone or has sent it again. */
-mtype = { s_enqueue, s_resend, s_begin_run, s_cancel_run, s_end_run, s_sweep_lost, s_cancel_queued, s_request_cancel,
+mtype = { s_enqueue, s_resend, s_begin_run, s_take_over_run, s_prune, s_cancel_run, s_end_run, s_sweep_lost, s_cancel_queued, s_request_cancel,
           s_claim, s_start, s_renew, s_hand_back, s_complete, s_succeeded, s_failed, s_cancelled, s_mark_lost };
 mtype late_what;
 byte late_attempt, late_generation;
@@ -130,7 +130,7 @@ typedef step_process {
 step_process process[GENERATIONS + 1];                               /* by generation */
 bool ran[ATTEMPTS + 1];
 
-mtype = { starting, settling, reading, adopting, waiting, ending, looking, connecting, writing, enqueueing, sending,
+mtype = { starting, taking, settling, reading, adopting, waiting, ending, looking, connecting, writing, enqueueing, sending,
           finishing, clearing, closing };
 typedef executor_state {
     mtype phase;             /* 0: not running */
@@ -201,7 +201,7 @@ byte lost_notifies = LOST_NOTIFIES, cancels = CANCELS, unwanted = UNWANTED, drai
 
 /* What must hold where it is said.  The properties are variables that are never true: spin names them when it fails. */
 bool terminal_is_final, live_process_has_a_claim, one_live_process, attempt_runs_once, one_outcome_of_each_attempt;
-bool success_is_in_the_log, nothing_begins_after_the_end, run_ends, nothing_is_left, every_outcome_is_reported;
+bool takes_over_what_it_saw, success_is_in_the_log, nothing_begins_after_the_end, run_ends, nothing_is_left, every_outcome_is_reported;
 #define REQUIRE(condition, property) assert((condition) || property)
 
 /* The one place where a row changes its state.  Terminal rows never change; no row leaves a living process. */
@@ -325,7 +325,7 @@ inline claim(xa, xw, xg, answer) {
 inline start(xa, xg, done) {
     done = false;
     if
-    :: HOLDS(xa, xg) -> KEEP(xa, claimed, start); row[xa].started = true; done = true
+    :: HOLDS(xa, xg) && row[xa].lease -> KEEP(xa, claimed, start); row[xa].started = true; done = true
     :: else
     fi
 }
@@ -426,19 +426,38 @@ inline end_run(xc, done) {
     fi
 }
 
-/* xc: the new generation; the old one when the run has ended. */
-inline begin_run(xc) {
+/* xc: who coordinates the run; done: the caller does. */
+inline begin_run(xc, done) {
+    done = (run_state == 0);
     if
-    :: run_state == ended -> xc = coordinator
-    :: else ->
+    :: done ->
+        assert(coordinator < COORDINATORS);
+        coordinator++;
+        orphaned = false;
+        run_state = open
+    :: else
+    fi;
+    xc = coordinator
+}
+
+#ifdef BUG_BLIND_TAKEOVER
+#define STILL(seen) true
+#else
+#define STILL(seen) (coordinator == seen)
+#endif
+
+/* seen: the generation that the caller has read. */
+inline take_over_run(xc, seen, done) {
+    done = false;
+    if
+    :: run_state != ended && STILL(seen) ->
+        REQUIRE(coordinator == seen, takes_over_what_it_saw);
         assert(coordinator < COORDINATORS);
         coordinator++;
         xc = coordinator;
         orphaned = false;
-        if
-        :: run_state == 0 -> run_state = open
-        :: else
-        fi
+        done = true
+    :: else
     fi
 }
 
@@ -466,7 +485,8 @@ end_postgresql:
         printf("> a late statement, %e of attempt %d, generation %d, runs\n", late_what, late_attempt, late_generation);
         if
         :: late_what == s_enqueue -> enqueue(late_attempt, late_generation, done)
-        :: late_what == s_begin_run -> begin_run(late_generation)
+        :: late_what == s_begin_run -> begin_run(late_generation, done)
+        :: late_what == s_take_over_run -> take_over_run(late_generation, late_attempt, done)
         :: late_what == s_end_run -> end_run(late_generation, done)
         :: late_what == s_sweep_lost -> sweep_lost(late_attempt, late_generation)
         :: late_what == s_claim -> claim(late_attempt, 0, late_generation, answer)
@@ -785,6 +805,14 @@ end_supervisor:
                 !EXISTS(process[row[a].generation].state) ->
         mark_lost(a, row[a].generation)
         }
+#ifndef BUG_NO_CLEARING
+       /* The regular visit of any worker: claims that an ended run has left. */
+    :: atomic { run_state == ended && row[a].state == claimed && !row[a].lease && row[a].started -> LOSE(a, prune) }
+    :: atomic { run_state == ended && row[a].state == claimed && !row[a].lease && !row[a].started ->
+        MOVE(a, claimed, cancelled, prune);
+        SET_REQUEUED(a)
+        }
+#endif
     od
 }
 
@@ -854,6 +882,7 @@ inline crash_executor(xe) {
     executor_crashes--;
     if
     :: executor[xe].phase == starting -> leave_behind(s_begin_run, 0, 0)
+    :: executor[xe].phase == taking -> leave_behind(s_take_over_run, executor[xe].attempt, 0)
     :: executor[xe].phase == waiting -> leave_behind(s_sweep_lost, executor[xe].attempt, executor[xe].generation)
     :: executor[xe].phase == enqueueing -> leave_behind(s_enqueue, executor[xe].attempt, executor[xe].generation)
     :: executor[xe].phase == finishing -> leave_behind(s_end_run, 0, executor[xe].generation)
@@ -874,12 +903,22 @@ proctype Executor(byte e) {
 end_executor:
     do
     :: atomic { ME.phase == starting ->
-        begin_run(ME.generation);
-        printf("> executor %d begins the run as coordinator %d\n", e, ME.generation);
+        begin_run(ME.generation, done);
+        printf("> executor %d begins the run, which is of coordinator %d\n", e, ME.generation);
         if
         :: run_state == ended -> latest(e); clear(e)
-        :: else -> ME.phase = settling
-        fi
+        :: run_state != ended && done -> ME.phase = settling
+        :: run_state != ended && !done -> ME.attempt = ME.generation; ME.generation = 0; ME.phase = taking
+        fi;
+        done = false
+        }
+    :: atomic { ME.phase == taking ->
+        take_over_run(ME.generation, ME.attempt, done);
+        if
+        :: done -> printf("> executor %d takes the run over from coordinator %d\n", e, ME.attempt); ME.phase = settling
+        :: else -> ME.phase = starting
+        fi;
+        ME.attempt = 0; done = false
         }
        /* The backends of the coordinators before it are ended: their INSERTs are in the log or never will be. */
     :: atomic { ME.phase == settling ->
@@ -1071,7 +1110,8 @@ end_executor:
         done = false
         }
     :: atomic { ME.phase == clearing && ROW.state == claimed && !ROW.lease -> sweep_lost(ME.attempt, ME.generation) }
-    :: atomic { ME.phase == clearing && ROW.state != claimed -> ME.phase = closing }
+       /* It is done, or has waited for long enough. */
+    :: atomic { ME.phase == clearing -> ME.phase = closing }
     :: atomic { ME.phase == waiting && COORDINATES(ME.generation) && breaks > 0 -> breaks--; ME.phase = finishing }
     :: atomic { ME.phase == closing -> run_over = true; LEAVE(e) }
     :: atomic { ME.phase != 0 && executor_crashes > 0 -> crash_executor(e) }

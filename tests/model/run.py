@@ -29,6 +29,7 @@ PROPERTIES = (
     "one_live_process",
     "attempt_runs_once",
     "one_outcome_of_each_attempt",
+    "takes_over_what_it_saw",
     "success_is_in_the_log",
     "nothing_begins_after_the_end",
     "run_ends",
@@ -129,6 +130,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "one_predecessor": Mutation("resume", "one_outcome_of_each_attempt"),
     "no_connection_check": Mutation("two_executors", "one_outcome_of_each_attempt"),
     "check_before_connecting": Mutation("two_executors", "one_outcome_of_each_attempt"),
+    "blind_takeover": Mutation("two_executors", "takes_over_what_it_saw"),
     "adopt_live": Mutation("resume", "run_ends"),
     "no_clearing": Mutation("breaks_off", "nothing_is_left"),
 }

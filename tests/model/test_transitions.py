@@ -94,6 +94,7 @@ class Case:
             "run_active": self.run_state == "active",
             "run_attended": not self.run_lease_past,
             "run_not_active": self.run_state != "active",
+            "run_ended": self.run_state == "ended",
             "run_not_ended": self.run_state != "ended",
             "no_live_attempt": not self.other_attempt,
             "due": self.due,
@@ -101,6 +102,7 @@ class Case:
             "same_nonce": self.same_nonce,
             "other_nonce": not self.same_nonce,
             "lease_past": self.lease_past,
+            "lease_ahead": not self.lease_past,
             "started": self.started,
             "never_started": not self.started,
             "cancel_requested": self.cancel_requested,
@@ -124,6 +126,7 @@ VARIED = {
     "cancel_queued": ("run_mine",),
     "request_cancel": ("run_mine",),
     "sweep_lost": ("run_mine",),
+    "prune": (),
 }
 """What the caller of each statement can get wrong."""
 
@@ -233,6 +236,7 @@ class Bench:
             "cancel_queued": (run_id, run, None, None),
             "request_cancel": (run_id, run, None, None),
             "sweep_lost": (run_id, run),
+            "prune": (86400.0,),
         }
         values = arguments[statement]
         self.cursor.execute(f"EXECUTE {statement} ({', '.join(['%s'] * len(values))})", values)

@@ -148,7 +148,7 @@ def test_listening_goes_on_after_a_lost_connection(
     assert told.payload()["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("move", ["claim", "complete", "hand_back", "begin_run", "enqueue"])
+@pytest.mark.parametrize("move", ["claim", "complete", "hand_back", "take_over_run", "enqueue"])
 def test_a_move_in_flight_is_answered_after_a_lost_connection(
     run: Run, url: str, sql: Sql, open_store: Callable[..., IdempotencyStore], move: str
 ) -> None:
@@ -173,8 +173,8 @@ def test_a_move_in_flight_is_answered_after_a_lost_connection(
         operation = store.complete(run.id, "a", 1, generation, "succeeded")
     elif move == "hand_back":
         operation = store.hand_back(run.id, "a", 1, generation)
-    elif move == "begin_run":
-        operation = store.begin_run(run.id, "taker", TTL)
+    elif move == "take_over_run":
+        operation = store.take_over_run(run.id, "taker", TTL, run.generation)
     else:
         operation = store.enqueue(run.id, run.generation, [("a", 1, run.queue)])
     blocked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
@@ -188,8 +188,8 @@ def test_a_move_in_flight_is_answered_after_a_lost_connection(
     result = operation.result()
     if move == "claim":
         assert result.outcome == "claimed"
-    elif move == "begin_run":
-        assert result.previous_generation == run.generation
+    elif move == "take_over_run":
+        assert (result.previous_generation, result.unfenced) == (run.generation, [run.generation])
     elif move == "enqueue":
         assert result == [("a", 1)]
     else:

@@ -32,14 +32,38 @@ def test_begin_again_with_the_same_nonce_keeps_the_generation(store: Idempotency
     assert (second.generation, second.previous_generation) == (first.generation, None)
 
 
-def test_take_over_gives_a_higher_generation_and_names_the_old_one(store: IdempotencyStore) -> None:
-    run_id, second_nonce = str(uuid.uuid4()), uuid.uuid4().hex
-    first = store.begin_run(run_id, uuid.uuid4().hex, TTL).result()
-    second = store.begin_run(run_id, second_nonce, TTL).result()
-    again = store.begin_run(run_id, second_nonce, TTL).result()
-    assert second.generation > first.generation
-    assert second.previous_generation == first.generation
-    assert (again.generation, again.previous_generation) == (second.generation, first.generation)
+def test_a_run_begins_once(store: IdempotencyStore) -> None:
+    """Whoever comes second is told who coordinates it."""
+    run_id = str(uuid.uuid4())
+    first = store.begin_run(run_id, "one", TTL).result()
+    second = store.begin_run(run_id, "two", TTL).result()
+    assert (second.generation, second.coordinator, second.previous_generation) == (first.generation, "one", None)
+
+
+def test_take_over_gives_a_higher_generation_and_names_the_old_ones(run: Run) -> None:
+    second = run.store.take_over_run(run.id, "two", TTL, run.generation).result()
+    assert second and second.generation > run.generation
+    assert (second.previous_generation, second.unfenced) == (run.generation, [run.generation])
+    third = run.store.take_over_run(run.id, "three", TTL, second.generation).result()
+    again = run.store.take_over_run(run.id, "three", TTL, second.generation).result()
+    assert third and again and again.generation == third.generation
+    assert (again.previous_generation, again.unfenced) == (second.generation, [run.generation, second.generation])
+
+
+def test_a_takeover_that_comes_late_supersedes_nobody(run: Run) -> None:
+    """Its process is dead, and another coordinator has begun since it looked."""
+    living = run.store.take_over_run(run.id, "living", TTL, run.generation).result()
+    assert run.store.take_over_run(run.id, "dead", TTL, run.generation).result() is None
+    assert living and run.store.renew_run(run.id, living.generation, TTL).result() == "active"
+
+
+def test_what_has_been_fenced_is_forgotten(run: Run) -> None:
+    second = run.store.take_over_run(run.id, "two", TTL, run.generation).result()
+    assert second
+    assert run.store.fenced_run(run.id, run.generation).result() is False
+    assert run.store.fenced_run(run.id, second.generation).result() is True
+    third = run.store.take_over_run(run.id, "three", TTL, second.generation).result()
+    assert third and third.unfenced == [second.generation]
 
 
 def test_an_ended_run_does_not_begin_again(run: Run) -> None:
@@ -47,6 +71,7 @@ def test_an_ended_run_does_not_begin_again(run: Run) -> None:
     before = run.store.get_run(run.id).result()
     row = run.store.begin_run(run.id, uuid.uuid4().hex, TTL).result()
     assert row.state == "ended"
+    assert run.store.take_over_run(run.id, "two", TTL, run.generation).result() is None
     after = run.store.get_run(run.id).result()
     assert before and after
     assert (after.generation, after.coordinator) == (before.generation, before.coordinator)
@@ -59,7 +84,9 @@ def test_a_superseded_coordinator_can_do_nothing(run: Run) -> None:
     run.expire("late")
     run.sql("UPDATE dagster_taskiq_steps SET queued_at = now() - interval '1 hour' WHERE run_id = %s", run.id)
     old = run.generation
-    new = run.store.begin_run(run.id, uuid.uuid4().hex, TTL).result().generation
+    taken = run.store.take_over_run(run.id, "two", TTL, old).result()
+    assert taken
+    new = taken.generation
     before = [run.row(key) for key in ("queued", "claimed", "late")]
     assert run.store.renew_run(run.id, old, TTL).result() is None
     assert run.store.enqueue(run.id, old, [("b", 1, run.queue)]).result() == []
@@ -429,6 +456,14 @@ def test_mark_lost(run: Run) -> None:
     assert (outcome.state, outcome.reason) == ("lost", "its process was fenced")
 
 
+def test_nothing_starts_under_a_lease_that_is_past(run: Run) -> None:
+    generation = run.claimed()
+    run.expire()
+    assert run.store.start(run.id, "a", 1, generation).result() is False
+    assert run.store.renew([(run.id, "a", 1, generation)], [TTL]).result() == {generation: False}
+    assert run.store.start(run.id, "a", 1, generation).result() is True
+
+
 def test_claim_is_live(run: Run) -> None:
     generation = run.started()
     assert run.store.claim_is_live(generation).result() is True
@@ -631,6 +666,7 @@ def test_prune(open_store: Callable[..., IdempotencyStore], empty_database: Call
     migrations.migrate(store)
     run = Run(store, sql)
     run.ended("succeeded")
+    run.started("runs")
     store.register_worker("w", "w", "h", 1, "b", [], 1).result()
     text = "part"
     store.put_part(hashlib.sha256(text.encode()).hexdigest(), text).result()
@@ -651,7 +687,25 @@ def test_prune(open_store: Callable[..., IdempotencyStore], empty_database: Call
     sql("UPDATE dagster_taskiq_runs SET ended_at = now() - interval '2 days'")
     assert pruned() == (1, 0, 0)
     assert sql("SELECT count(*) FROM dagster_taskiq_steps") == [(0,)]
+    dead = Run(store, sql)
+    dead.started()
+    sql("UPDATE dagster_taskiq_runs SET lease = now() - interval '2 days'")
+    assert pruned() == (0, 0, 0)  # a step of it runs
+    dead.expire()
+    assert pruned() == (1, 0, 0)
     sql.connection.close()
+
+
+def test_prune_settles_what_ended_runs_have_left(run: Run) -> None:
+    """Their coordinators are gone: nobody else sweeps these claims."""
+    for key in ("started", "running"):
+        run.started(key)
+    run.claimed("claimed")
+    run.store.end_run(run.id, run.generation).result()
+    for key in ("started", "claimed"):
+        run.expire(key)
+    run.store.prune(86400).result()
+    assert [run.state(key) for key in ("started", "claimed", "running")] == ["lost", "cancelled", "claimed"]
 
 
 def test_an_ordinary_role_ends_its_own_backends(

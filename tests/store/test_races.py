@@ -178,15 +178,17 @@ def test_no_insert_by_a_superseded_coordinator(
 def test_two_coordinators_at_once(run: Run, lock: Lock, open_store: Callable[..., IdempotencyStore]) -> None:
     stores = [open_store() for _ in range(3)]
     with held_run(run, lock, len(stores)):
-        begun = [s.begin_run(run.id, uuid.uuid4().hex, TTL) for s in stores]
-    rows = sorted((b.result() for b in begun), key=lambda r: r.generation)
-    assert len({r.generation for r in rows}) == 3
-    assert [r.previous_generation for r in rows] == [run.generation, rows[0].generation, rows[1].generation]
-    assert [s.renew_run(run.id, r.generation, TTL).result() for s, r in zip(stores, rows, strict=True)] == [
-        None,
-        None,
-        "active",
-    ]
+        taken = [s.take_over_run(run.id, uuid.uuid4().hex, TTL, run.generation) for s in stores]
+    rows = [row for row in (t.result() for t in taken) if row is not None]
+    assert [(r.previous_generation, r.unfenced) for r in rows] == [(run.generation, [run.generation])]
+    assert run.store.renew_run(run.id, rows[0].generation, TTL).result() == "active"
+
+
+def test_two_that_begin_a_run_at_once(store: IdempotencyStore, open_store: Callable[..., IdempotencyStore]) -> None:
+    run_id = str(uuid.uuid4())
+    begun = [s.begin_run(run_id, nonce, TTL) for s, nonce in ((store, "a"), (open_store(), "b"))]
+    rows = [operation.result() for operation in begun]
+    assert len({(row.generation, row.coordinator) for row in rows}) == 1
 
 
 def test_completion_meeting_the_sweep(run: Run, lock: Lock, open_store: Callable[..., IdempotencyStore]) -> None:
