@@ -32,13 +32,14 @@ static int put_credentials(struct sqs_object *self, const char *key_id, const ch
     return 0;
 }
 
-/* Ask `refresh` for newer credentials when they are missing or about to expire; 0, or -1 with its exception set. */
+/* Ask `refresh` for newer credentials when they are missing, refused or about to expire; 0, or -1 with its exception set. */
 static int refresh_credentials(struct sqs_object *self)
 {
     const char *key_id = NULL, *secret = NULL, *token = NULL;
     long long expires_at_s = 0;
-    if (!self->refresh ||
-        (self->has_credentials && (!self->expires_at_s || self->expires_at_s - dtq_clock_wall_s() > REFRESH_BEFORE_S)))
+    bool is_far_off = !self->expires_at_s || self->expires_at_s - dtq_clock_wall_s() > REFRESH_BEFORE_S;
+    bool are_good = self->has_credentials && is_far_off && !dtq_sqs_wants_credentials(self->client);
+    if (!self->refresh || are_good)
         return 0;
     PyObject *fresh = PyObject_CallFunctionObjArgs(self->refresh, NULL); /* new */
     if (!fresh)
@@ -113,6 +114,7 @@ static PyObject *sqs_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (max_attempts != Py_None && as_int(max_attempts, "max_attempts", &options.max_attempts) < 0)
         return NULL;
     options.insecure = insecure != 0;
+    options.owner_renews = refresh != Py_None;
     if (loop_check_fork((struct loop_object *)loop) < 0)
         return NULL;
 
@@ -532,7 +534,7 @@ static PyMethodDef methods[] = {
      "set_credentials($self, access_key_id, secret_access_key, session_token=None, expires_at=0)\n--\n\n"
      "Use these from now on."},
     {"refresh_credentials", sqs_refresh_credentials, METH_NOARGS,
-     "refresh_credentials($self)\n--\n\nCall refresh when the credentials are missing or expire soon."},
+     "refresh_credentials($self)\n--\n\nCall refresh when the credentials are missing, expire soon, or have been refused as expired."},
     {"stats", sqs_stats, METH_NOARGS, "stats($self)\n--\n\nCounters since the start."},
     {NULL, NULL, 0, NULL},
 };

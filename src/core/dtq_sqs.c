@@ -129,6 +129,7 @@ enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *o
     client->request_timeout_ms = or_default(options->request_timeout_ms, REQUEST_TIMEOUT_MS);
     client->refresh = options->refresh;
     client->refresh_context = options->refresh_context;
+    client->owner_renews = options->owner_renews;
     client->region = dtq_strdup(options->region);
     if (!client->region)
         rc = dtq_error_no_memory(err);
@@ -169,6 +170,7 @@ static void put_credentials(struct dtq_sqs *client, struct dtq_creds *fresh)
     pthread_mutex_lock(&client->credentials_lock);
     struct dtq_creds *old = client->credentials;
     client->credentials = fresh;
+    atomic_store(&client->credentials_wanted, false);
     pthread_mutex_unlock(&client->credentials_lock);
     dtq_creds_release(old);
 }
@@ -218,4 +220,17 @@ bool dtq_sqs_drop_credentials(struct dtq_sqs *client, const struct dtq_creds *ex
         return false;
     put_credentials(client, NULL);
     return true;
+}
+
+void dtq_sqs_want_credentials(struct dtq_sqs *client, const struct dtq_creds *expired)
+{
+    pthread_mutex_lock(&client->credentials_lock);
+    if (client->credentials == expired)
+        atomic_store(&client->credentials_wanted, true);
+    pthread_mutex_unlock(&client->credentials_lock);
+}
+
+bool dtq_sqs_wants_credentials(const struct dtq_sqs *client)
+{
+    return atomic_load(&client->credentials_wanted);
 }

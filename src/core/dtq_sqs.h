@@ -49,6 +49,10 @@ struct dtq_sqs_options {
      * dtq_sqs_set_credentials. */
     struct dtq_creds *(*refresh)(void *context);
     void *refresh_context;
+    /* Instead of refresh, where only the owner can fetch newer ones: an operation that is refused because they have
+     * expired ends with DTQ_EXPIRED, which a later one may not, and dtq_sqs_wants_credentials is true until they are
+     * set. */
+    bool owner_renews;
 };
 
 /* credentials may be NULL when refresh is given or they are set later; the client takes a reference of its own.  Adds
@@ -57,6 +61,7 @@ struct dtq_sqs_options {
 enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *options, struct dtq_creds *credentials,
                           struct dtq_sqs **out, struct dtq_error *err) DTQ_MUST_CHECK;
 void dtq_sqs_set_credentials(struct dtq_sqs *client, struct dtq_creds *credentials);
+bool dtq_sqs_wants_credentials(const struct dtq_sqs *client);
 struct dtq_source *dtq_sqs_source(struct dtq_sqs *client);
 
 /* Counters since the start; any thread. */

@@ -91,6 +91,8 @@ struct dtq_sqs {
     int request_timeout_ms;
     struct dtq_creds *(*refresh)(void *context);
     void *refresh_context;
+    bool owner_renews;
+    atomic_bool credentials_wanted;
     /* any thread */
     pthread_mutex_t credentials_lock;
     struct dtq_creds *credentials; /* under credentials_lock */
@@ -111,6 +113,9 @@ struct dtq_sqs {
 struct dtq_creds *dtq_sqs_credentials(struct dtq_sqs *client);
 /* The service says that they are expired: do not use this snapshot again when there is a way to get another. */
 bool dtq_sqs_drop_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
+
+/* The same where only the owner can fetch newer ones: it is told so. */
+void dtq_sqs_want_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
 /* The source class's destroy. */
 void dtq_sqs_destroy_source(struct dtq_source *source, bool forked);
 

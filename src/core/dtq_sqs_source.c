@@ -184,6 +184,10 @@ static void end_attempt(struct dtq_sqs *client, struct dtq_sqs_exchange *exchang
         list_append(list_of(client, op), op);
         return;
     }
+    if (verdict.expired_token && client->owner_renews) {
+        dtq_sqs_want_credentials(client, exchange->credentials);
+        op->last.code = DTQ_EXPIRED;
+    }
     if (try_again_later(client, op, &verdict))
         return;
     op->op.error = op->last;

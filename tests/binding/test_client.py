@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -277,6 +279,39 @@ class TestCredentials:
         client.set_credentials("a", "b")
         client.refresh_credentials()
         assert len(asked) == 2
+
+    def test_refused_as_expired(self, loop: _core.Loop) -> None:
+        """Long before the time that was given for them: the request fails, and the next one has newer ones."""
+
+        class Service(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                old = self.headers["X-Amz-Security-Token"] == "token 1"
+                body = b'{"__type": "ExpiredTokenException"}' if old else b'{"QueueUrls": []}'
+                self.send_response(403 if old else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        asked: list[int] = []
+
+        def refresh() -> tuple[str, str, str | None, int]:
+            asked.append(1)
+            return "a", "b", f"token {len(asked)}", int(time.time()) + 3600
+
+        with HTTPServer(("127.0.0.1", 0), Service) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            client = _core.SqsClient(loop, region="us-east-1", endpoint=endpoint, refresh=refresh)
+            with pytest.raises(errors.CredentialsError) as caught:
+                client.call("ListQueues").result()
+            assert caught.value.retryable and caught.value.service_code == "ExpiredTokenException"
+            assert client.call("ListQueues").result() == {"QueueUrls": []}
+            assert len(asked) == 2
+            server.shutdown()
 
     @pytest.mark.parametrize("answer", [None, ("a", "b"), ("a", 3, None, 0), ["a", "b", None, 0]], ids=repr)
     def test_wrong_answers(self, loop: _core.Loop, answer: Any) -> None:

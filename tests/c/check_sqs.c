@@ -527,6 +527,35 @@ START_TEST(credentials_are_refreshed)
 }
 END_TEST
 
+START_TEST(an_owner_that_renews_is_told_of_expired_credentials)
+{
+    static const struct stub_answer script[] = {{.status = 403, .body = REFUSED("ExpiredTokenException")},
+                                                {.body = SENT_ONE}};
+    server = stub_server_start(script, COUNT(script));
+    struct dtq_sqs_options options = quick_options(stub_server_url(server));
+    options.owner_renews = true;
+    snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
+    ck_assert_int_eq(dtq_loop_new(&loop, &err), DTQ_OK);
+    struct dtq_creds *old = dtq_creds_new("OLD", "secret", "token", dtq_clock_wall_s() + 3600);
+    ck_assert_int_eq(dtq_sqs_new(loop, &options, old, &client, &err), DTQ_OK);
+    dtq_creds_release(old);
+    ck_assert(!dtq_sqs_wants_credentials(client));
+    struct dtq_sqs_op *op = send_text("x");
+    ck_assert_int_eq(wait_for(op)->code, DTQ_EXPIRED);
+    release(op);
+    ck_assert(dtq_sqs_wants_credentials(client));
+    struct dtq_creds *fresh = dtq_creds_new("FRESH", "secret", "token", dtq_clock_wall_s() + 3600);
+    dtq_sqs_set_credentials(client, fresh);
+    dtq_creds_release(fresh);
+    ck_assert(!dtq_sqs_wants_credentials(client));
+    op = send_text("x");
+    wait_ok(op);
+    release(op);
+    dtq_loop_close(loop, 1000);
+    assert_contains(stub_server_request(server, 1), "Credential=FRESH/");
+}
+END_TEST
+
 START_TEST(a_refresh_that_brings_none_leaves_the_old_ones)
 {
     static const struct stub_answer script[] = {{.body = SENT_ONE}};
@@ -1153,6 +1182,7 @@ Suite *sqs_suite(void)
     tcase_add_test(trust, a_wrong_clock_is_corrected_once);
     tcase_add_test(trust, without_credentials_nothing_is_sent);
     tcase_add_test(trust, credentials_are_refreshed);
+    tcase_add_test(trust, an_owner_that_renews_is_told_of_expired_credentials);
     tcase_add_test(trust, a_refresh_that_brings_none_leaves_the_old_ones);
     TCase *stop = new_case(suite, "cancel and stop");
     tcase_add_test(stop, what_a_cancelled_poll_brings_is_handed_back);
