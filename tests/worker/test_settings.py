@@ -66,13 +66,13 @@ def test_code_locations_that_are_listed_run(stage: Any, start_worker: Any) -> No
 
 
 def test_an_import_that_takes_too_long(stage: Any, start_worker: Any) -> None:
-    start_worker(config={"database_url": stage.database_url, "load_timeout": 2})
+    """Where the time runs out, in the code location or before it, depends on the machine."""
+    worker = start_worker(config={"database_url": stage.database_url, "load_timeout": 2})
     hang_at_import(stage)
     stage.send("quick")
-    pid = importing(stage)
     stage.wait_for_state("quick", "failed")
     assert "load_timeout" in json.loads(stage.outcome("quick").error)["message"]
-    assert not services.alive(pid)
+    services.wait_for(lambda: not services.descendants(worker.pid), "the warm parent's death")
 
 
 def test_an_import_that_hangs_ends_with_the_worker(stage: Any, start_worker: Any) -> None:
