@@ -317,6 +317,8 @@ class Attempt:
             return await self._mark_lost(
                 self._lost or "it was killed at the end of its lease, which could not be renewed"
             )
+        if terminal is None and how.unseen and not self._cancelled:
+            return await self._mark_lost("its warm parent was silent, so nobody saw how its step process ended")
         state: State
         error: dict[str, Any] | None
         reason: str | None

@@ -22,18 +22,26 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dagster_taskiq import _core
 from dagster_taskiq.errors import WarmParentError
 from dagster_taskiq.frames import READ_BYTES, FrameDecoder, FrameError, encode
+from dagster_taskiq.kept_parents import AdoptedProcess, Keeper, Kept, Key
 from dagster_taskiq.levers import LEVERS
 from dagster_taskiq.logs import fields
+from dagster_taskiq.warm_parent import process_start
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
-"""Seconds for a fork; a warm parent that takes longer hangs, and is killed."""
+"""Seconds for a fork; a warm parent that takes longer is given up."""
+
+ADOPT_TIMEOUT = 10.0
+"""Seconds for a warm parent that was kept from a dead worker to answer its new one."""
+
+EXIT_TIMEOUT = 10.0
+"""Seconds for a warm parent to tell of a step process that is dead."""
 
 EVENTS_BYTES_MAX = 1024 * 1024
 """Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's
@@ -41,20 +49,17 @@ log.
 """
 
 
-Key = tuple[str, str, str]
-"""Of a warm parent: code location, digests of its repository and of the instance."""
-
-
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could
-    tell.
+    tell, or (``unseen``) did not tell.
     """
 
     exit_code: int | None
     signal: int | None
     max_rss_kib: int | None = None
     cpu_seconds: float | None = None
+    unseen: bool = False
 
 
 class StepProcess:
@@ -75,6 +80,8 @@ class StepProcess:
         self._complete = False
         self._reading: asyncio.Task[None] | None = None
         self._pidfd = -1
+        self._seen_dead = False
+        self._orphaned = False
 
     async def go(self, attempt: dict[str, Any]) -> None:
         """Give it its attempt.  Raises ``OSError`` when it is dead already."""
@@ -103,9 +110,6 @@ class StepProcess:
             if not done:
                 self._reading.cancel()
         self._channel.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
         return result
 
     @property
@@ -148,50 +152,101 @@ class StepProcess:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
+                asyncio.get_running_loop().add_reader(self._pidfd, self._on_pidfd)
         if not self.started.done():
             self.started.set_result(None)
 
     def on_exited(self, how: Exit) -> None:
-        if not self.started.done():
-            self.started.set_exception(WarmParentError("the step process died before it had started"))
-        if not self._exited.done():
-            self._exited.set_result(how)
+        self._fail_start("the step process died before it had started")
+        self._end(how)
 
     def on_refused(self, error: str) -> None:
-        if not self.started.done():
-            self.started.set_exception(WarmParentError(f"no step process could be made: {error}"))
+        self._fail_start(f"no step process could be made: {error}")
+        self._end(Exit(None, None))
 
     def on_orphaned(self, text: str) -> None:
         """Its warm parent is gone, and it dies too (parent-death signal); wait for that without being its parent."""
-        if not self.started.done():
-            self.started.set_exception(WarmParentError(text))
+        self._fail_start(text)
         if self._exited.done():
             return
-        if self.pid == 0:
-            self._exited.set_result(Exit(None, None))
-            return
+        self._orphaned = True
         # The leader may be dead already, and the rest of its group alive.  The group's number is not given away while
         # it has a member, and process numbers do not come round within the moment since.
+        if self.pid:
+            self._kill_group(signal.SIGKILL)
+        if self.pid == 0 or self._seen_dead:
+            self._end_orphaned()
+            return
+        if self._pidfd < 0:
+            self._look_whether_dead(asyncio.get_running_loop())
+
+    def signal_group(self, signum: int) -> None:
+        """Past a warm parent that is silent: as long as that has not reaped it, its group's number is its own."""
+        if self.pid and not self._seen_dead and not self._exited.done():
+            self._kill_group(signum)
+
+    def end_unseen(self) -> None:
+        """It is dead, its warm parent says nothing of it, and has not reaped it: the group's number is still its
+        own.
+        """
+        self._kill_group(signal.SIGKILL)
+        self._end(Exit(None, None, unseen=True))
+
+    def _end_orphaned(self) -> None:
+        self._end(Exit(None, None, unseen=self._parent.silent))
+
+    @property
+    def seen_dead(self) -> bool:
+        """The kernel says that it is dead; its warm parent may not have said so yet."""
+        return self._seen_dead
+
+    def _fail_start(self, text: str) -> None:
+        if not self.started.done():
+            self.started.set_exception(WarmParentError(text))
+            # Nobody asks any more when the start was interrupted.
+            self.started.exception()
+
+    def _end(self, how: Exit) -> None:
+        self._forget_pidfd()
+        if not self._exited.done():
+            self._exited.set_result(how)
+
+    def _kill_group(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        loop = asyncio.get_running_loop()
-        if self._pidfd >= 0:
-            loop.add_reader(self._pidfd, self._on_pidfd)
-        else:
-            self._look_whether_dead(loop)
+            os.killpg(self.pid, signum)
+
+    def _forget_pidfd(self) -> None:
+        descriptor, self._pidfd = self._pidfd, -1
+        if descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
 
     def _on_pidfd(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._exited.set_result(Exit(None, None))
+        self._forget_pidfd()
+        self._seen_dead = True
+        if self._orphaned:
+            self._end_orphaned()
+        else:
+            self._parent.on_seen_dead(self)
 
     def _look_whether_dead(self, loop: asyncio.AbstractEventLoop) -> None:
         """Where there are no process descriptors."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
-            self._exited.set_result(Exit(None, None))
+            self._end_orphaned()
         else:
             loop.call_later(0.05, self._look_whether_dead, loop)
+
+
+class _Process(Protocol):
+    """What a handle needs of its process: ``subprocess.Popen``, or a process that another worker had started."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
 
 
 class WarmParentHandle:
@@ -201,11 +256,12 @@ class WarmParentHandle:
         self._board = board
         self._on_warning = on_warning
         self._steps: dict[int, StepProcess] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         self._control: socket.socket | None = None
         self._decoder = FrameDecoder()
         self._sending = asyncio.Lock()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._silent = False
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -214,48 +270,92 @@ class WarmParentHandle:
 
     @property
     def alive(self) -> bool:
-        return self._control is not None
+        """Step processes can be asked for."""
+        return self._control is not None and not self._silent
+
+    @property
+    def silent(self) -> bool:
+        """It was given up because it did not answer; its step processes go on to their ends."""
+        return self._silent
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
     async def start(
-        self, job_origin: str, instance_ref: str, isolation: str, levers: Iterable[str], load_timeout: float
-    ) -> None:
-        """Exec it and have it import.  Raises ``WarmParentError`` when it dies of that, or takes too long."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
+        self,
+        job_origin: str,
+        instance_ref: str,
+        isolation: str,
+        levers: Iterable[str],
+        load_timeout: float,
+        *,
+        kept: bool = False,
+    ) -> socket.socket | None:
+        """Exec it and have it import.  ``kept``: returns the line by which another worker can adopt it.  Raises
+        ``WarmParentError`` when it dies of that, or takes too long.
+        """
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            passed = [theirs.fileno(), self._board.fileno()]
+            line: socket.socket | None = None
+            options = ["--control", str(theirs.fileno()), "--board", str(self._board.fileno())]
+            if kept:
+                line, its_end = socket.socketpair()
+                stack.enter_context(its_end)
+                passed.append(its_end.fileno())
+                options += ["--keeper", str(its_end.fileno())]
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "dagster_taskiq.warm_parent"),
-                    *("--control", str(theirs.fileno()), "--board", str(self._board.fileno())),
-                    *("--worker", str(os.getpid())),
-                ],
+                [sys.executable, "-m", "dagster_taskiq.warm_parent", *options, "--worker", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._board.fileno()),
+                pass_fds=passed,
                 start_new_session=True,
             )
-        self._control = ours
-        asyncio.get_running_loop().add_reader(ours, self._readable)
-        await self._send(
-            {
-                "op": "load",
-                "job_origin": job_origin,
-                "instance_ref": instance_ref,
-                "isolation": isolation,
-                "levers": sorted(levers),
-            }
-        )
+        self._listen(ours)
         try:
+            await self._send(
+                {
+                    "op": "load",
+                    "job_origin": job_origin,
+                    "instance_ref": instance_ref,
+                    "isolation": isolation,
+                    "levers": sorted(levers),
+                }
+            )
             await asyncio.wait_for(asyncio.shield(self._ready), load_timeout)
         except asyncio.TimeoutError:
             self._process.kill()
+            _close(line)
             raise WarmParentError(
                 f"the code location was not imported within {load_timeout:g} s: raise load_timeout, or find what"
                 " hangs at import"
             ) from None
+        except BaseException:
+            _close(line)
+            raise
+        return line
+
+    async def adopt(self, kept: Kept) -> None:
+        """Take over one that has imported for a worker that is dead.  Raises ``WarmParentError``."""
+        try:
+            with kept.line:
+                self._process = AdoptedProcess(kept.pid, kept.pid_start)
+                ours, theirs = socket.socketpair()
+                self._listen(ours)
+                with theirs:
+                    frame = encode({"op": "adopt", "worker": os.getpid()})
+                    socket.send_fds(kept.line, [frame], [theirs.fileno(), self._board.fileno()])
+            await asyncio.wait_for(asyncio.shield(self._ready), ADOPT_TIMEOUT)
+        except (OSError, asyncio.TimeoutError) as error:
+            if self._process is not None:
+                self._process.kill()
+            raise WarmParentError(f"the warm parent of the last worker cannot be had: {error}") from error
+
+    def _listen(self, control: socket.socket) -> None:
+        control.setblocking(False)
+        self._control = control
+        asyncio.get_running_loop().add_reader(control, self._readable)
 
     async def start_step(self, id_: int) -> StepProcess:
         """A new step process that waits for its attempt.  Raises ``WarmParentError``."""
@@ -268,9 +368,9 @@ class WarmParentHandle:
                 await self._send({"op": "step", "id": id_}, theirs.fileno())
             await asyncio.wait_for(asyncio.shield(step.started), START_TIMEOUT)
         except asyncio.TimeoutError:
-            if self._process is not None:
-                self._process.kill()
+            self._steps.pop(id_, None)
             ours.close()
+            self.give_up(f"it has made no step process for {START_TIMEOUT:g} s")
             raise WarmParentError(f"the warm parent has not answered within {START_TIMEOUT:g} s") from None
         except BaseException:
             if not step.pid:
@@ -279,8 +379,44 @@ class WarmParentHandle:
             raise
         return step
 
+    def give_up(self, why: str) -> None:
+        """It does not answer, and that is no fault of its step processes: they go on to their ends, another warm parent
+        makes the next ones, and this one is ended after the last of them.
+        """
+        if self._silent or self._control is None:
+            return
+        self._silent = True
+        logger.warning("a warm parent is silent (%s): it gets no more steps", why, extra=fields(pid=self.pid))
+        for step in [step for step in self._steps.values() if step.seen_dead]:
+            self._end_unseen(step)
+        self._end_if_of_no_use()
+
+    def on_seen_dead(self, step: StepProcess) -> None:
+        """The kernel says that a step process is dead; this parent is to say so too."""
+        if self._steps.get(step.id) is not step:
+            return
+        if self._silent:
+            self._end_unseen(step)
+            self._end_if_of_no_use()
+        else:
+            asyncio.get_running_loop().call_later(EXIT_TIMEOUT, self._exit_is_overdue, step)
+
+    def _exit_is_overdue(self, step: StepProcess) -> None:
+        if self._steps.get(step.id) is step:
+            self.give_up(f"a step process is dead for {EXIT_TIMEOUT:g} s")
+
+    def _end_unseen(self, step: StepProcess) -> None:
+        del self._steps[step.id]
+        step.end_unseen()
+
+    def _end_if_of_no_use(self) -> None:
+        if self._silent and not self._steps and self._control is not None:
+            self._in_background(self.close())
+
     def signal(self, step: StepProcess, signum: int) -> None:
-        if self._control is not None and step.id in self._steps:
+        if self._silent:
+            step.signal_group(signum)
+        elif self._control is not None and step.id in self._steps:
             self._in_background(self._send_quietly({"op": "signal", "id": step.id, "signal": int(signum)}))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -290,6 +426,11 @@ class WarmParentHandle:
 
     async def close(self) -> None:
         """Let it kill what it still has, and wait until it is gone."""
+        if self._control is not None:
+            # The end of the stream alone says that the worker is dead, and another may come.  Half a frame does no harm
+            # here: what it cannot read makes it leave too.
+            with contextlib.suppress(OSError):
+                self._control.send(encode({"op": "leave"}))
         self._hang_up("the worker let its warm parent go")
         if self._process is None:
             return
@@ -347,8 +488,8 @@ class WarmParentHandle:
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["op"]
-        if kind == "ready":
-            for text in frame["warnings"]:
+        if kind in ("ready", "adopted"):
+            for text in frame.get("warnings", ()):
                 self._on_warning(text)
             if not self._ready.done():
                 self._ready.set_result(None)
@@ -364,6 +505,7 @@ class WarmParentHandle:
         elif kind == "exited":
             self._steps.pop(step.id, None)
             step.on_exited(Exit(frame["exit_code"], frame["signal"], frame["max_rss_kib"], frame["cpu_seconds"]))
+            self._end_if_of_no_use()
 
     def _hang_up(self, text: str) -> None:
         control, self._control = self._control, None
@@ -394,46 +536,84 @@ class WarmParents:
         levers: Iterable[str] = LEVERS,
         load_timeout: float = 300.0,
         limit: int = 8,
+        keeper: Keeper | None = None,
     ) -> None:
         self._board = board
+        self._keeper = keeper
         self._isolation = isolation
         self._levers = frozenset(levers)
         self._load_timeout = load_timeout
         self._limit = limit
         self._parents: OrderedDict[Key, asyncio.Task[WarmParentHandle]] = OrderedDict()
+        self._adoptions: set[asyncio.Task[WarmParentHandle]] = set()
+        self._silent: set[WarmParentHandle] = set()
         self._said: set[str] = set()
+
+    def adopt(self, kept: Kept) -> None:
+        """Take over a warm parent of the worker before this one, in the background."""
+        if kept.key in self._parents:
+            kept.line.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._adopt(kept))
+        self._parents[kept.key] = task
+        self._adoptions.add(task)
 
     async def get(self, code_location: str, job_origin: str, instance_ref: str) -> WarmParentHandle:
         """The warm parent for this code location, ready.  Raises ``WarmParentError``; the next call tries anew."""
         repository = json.dumps(json.loads(job_origin)["repository_origin"], sort_keys=True)
         key = (code_location, _core.sha256_hex(repository), _core.sha256_hex(instance_ref))
-        await self._make_room(key)
-        # From here to the new task nothing else runs, so that two who ask at once get the same one.
-        task = self._parents.get(key)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._start(job_origin, instance_ref))
-            self._parents[key] = task
-        self._parents.move_to_end(key)
-        return await asyncio.shield(task)
+        while True:
+            await self._make_room(key)
+            # From here to the new task nothing else runs, so that two who ask at once get the same one.
+            task = self._parents.get(key)
+            if task is None:
+                task = asyncio.get_running_loop().create_task(self._start(key, job_origin, instance_ref))
+                self._parents[key] = task
+            self._parents.move_to_end(key)
+            try:
+                return await asyncio.shield(task)
+            except WarmParentError:
+                if task not in self._adoptions:
+                    raise
 
     async def close(self) -> None:
         """End all of them, and the step processes that they still have."""
         for key in list(self._parents):
             await self._drop(key)
+        for parent in self._silent:
+            await parent.close()
 
     def warn_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             logger.warning("%s", text)
 
-    async def _start(self, job_origin: str, instance_ref: str) -> WarmParentHandle:
+    async def _start(self, key: Key, job_origin: str, instance_ref: str) -> WarmParentHandle:
         parent = WarmParentHandle(self._board, self.warn_once)
         try:
-            await parent.start(job_origin, instance_ref, self._isolation, self._levers, self._load_timeout)
+            line = await parent.start(
+                *(job_origin, instance_ref, self._isolation, self._levers, self._load_timeout),
+                kept=self._keeper is not None,
+            )
         except BaseException:
             await parent.close()
             raise
+        if line is not None and self._keeper is not None:
+            with line:
+                self._keeper.keep(Kept(key, parent.pid, process_start(parent.pid), line))
         logger.info("a warm parent is ready", extra=fields(pid=parent.pid))
+        return parent
+
+    async def _adopt(self, kept: Kept) -> WarmParentHandle:
+        parent = WarmParentHandle(self._board, self.warn_once)
+        try:
+            await parent.adopt(kept)
+        except BaseException as error:
+            if isinstance(error, WarmParentError):
+                logger.warning("%s", error, extra=fields(pid=kept.pid))
+            await parent.close()
+            raise
+        logger.info("a warm parent of the last worker goes on", extra=fields(pid=parent.pid))
         return parent
 
     async def _make_room(self, wanted: Key) -> None:
@@ -454,8 +634,18 @@ class WarmParents:
         if not task.done():
             task.cancel()
         await asyncio.wait({task})
-        if _succeeded(task):
-            await task.result().close()
+        if not _succeeded(task):
+            return
+        parent = task.result()
+        if parent.silent and not parent.idle:
+            self._silent = {one for one in self._silent if not one.idle} | {parent}
+        else:
+            await parent.close()
+
+
+def _close(line: socket.socket | None) -> None:
+    if line is not None:
+        line.close()
 
 
 def _succeeded(task: asyncio.Task[WarmParentHandle]) -> bool:

@@ -1,12 +1,14 @@
 """Starts a worker again that was killed: ``dagster-taskiq worker start --supervise``.
 
 For a host, or a container, where nothing else does that at once: the new worker finds what its predecessor has left and
-settles it (:mod:`dagster_taskiq.fellows`).  In a container it is the first process and so reaps whatever is left there;
-that it is small and idle keeps it from being chosen when memory runs out.
+settles it (:mod:`dagster_taskiq.fellows`), and adopts its warm parents (:mod:`dagster_taskiq.kept_parents`).  In a
+container this is the first process and so reaps whatever is left there; that it is small and idle keeps it from being
+chosen when memory runs out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -16,6 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from dagster_taskiq.frames import FrameError, FrameSocket
+from dagster_taskiq.kept_parents import Kept, send_kept, take_kept
 from dagster_taskiq.logs import fields
 
 logger = logging.getLogger(__name__)
@@ -28,10 +32,16 @@ PAUSE_MAX: Final = 30.0
 
 
 class Supervisor:
-    """Runs ``command`` until it ends by itself; see :meth:`run`.  In the main thread."""
+    """Runs ``command`` until it ends by itself; see :meth:`run`.  In the main thread.
+
+    The command gets the option ``--keeper`` with the descriptor of its link to this process.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
+        self._link: FrameSocket | None = None
+        self._kept: dict[int, Kept] = {}
+        """By the descriptor of the line."""
         self._child = 0
         self._stopping = False
         self._wakeup, self._wakeup_writer = socket.socketpair()
@@ -52,7 +62,9 @@ class Supervisor:
         while True:
             begun = time.monotonic()
             # A session of its own: Ctrl-C at a terminal comes from here only, once.
-            self._child = os.posix_spawn(self._command[0], self._command, os.environ, setsid=True)
+            with self._new_link() as theirs:
+                command = [*self._command, "--keeper", str(theirs.fileno())]
+                self._child = os.posix_spawn(command[0], command, os.environ, setsid=True)
             status = self._wait()
             settled = time.monotonic() - begun >= SETTLED
             if self._stopping or status == 0 or (status > 0 and not settled):
@@ -85,14 +97,57 @@ class Supervisor:
             self._take_signals(left)
 
     def _take_signals(self, timeout: float | None) -> None:
-        """Wait for some, and pass on those that are meant for the worker."""
-        if not select.select([self._wakeup], [], [], timeout)[0]:
+        """Wait for some, and pass on those that are meant for the worker; meanwhile, keep what is to be kept."""
+        poll = select.poll()
+        for descriptor in (self._wakeup.fileno(), *([self._link.fileno()] if self._link else []), *self._kept):
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
+        for descriptor in ready & self._kept.keys():
+            # A line brings nothing but its end: the warm parent is gone.
+            self._kept.pop(descriptor).line.close()
+        if self._link and self._link.fileno() in ready:
+            self._take_kept(self._link)
+        if self._wakeup.fileno() not in ready:
             return
         for signum in self._wakeup.recv(4096):
             if signum in (signal.SIGTERM, signal.SIGINT):
                 self._stopping = True
                 if self._child:
                     os.kill(self._child, signum)
+
+    # ---- warm parents -----------------------------------------------------------------------------------------------
+
+    def _new_link(self) -> socket.socket:
+        """The worker's end of a new link, in which it finds what there is to adopt."""
+        if self._link:
+            self._take_kept(self._link)
+            self._close_link()
+        ours, theirs = socket.socketpair()
+        self._link = FrameSocket(ours)
+        with contextlib.suppress(OSError):
+            for kept in self._kept.values():
+                send_kept(ours, "kept", kept)
+        self._link.send({"op": "end"})
+        ours.setblocking(False)
+        theirs.set_inheritable(True)
+        return theirs
+
+    def _take_kept(self, link: FrameSocket) -> None:
+        try:
+            while link.fill():
+                while (frame := link.take()) is not None:
+                    kept = take_kept(frame, link)
+                    self._kept[kept.line.fileno()] = kept
+        except BlockingIOError:
+            return
+        except (OSError, FrameError, KeyError, ValueError):
+            pass
+        self._close_link()
+
+    def _close_link(self) -> None:
+        if self._link:
+            self._link.close()
+            self._link = None
 
 
 def _ending(status: int) -> str:

@@ -11,7 +11,10 @@ worker   ``load`` job_origin, instance_ref, isolation,    import; answered by ``
          levers
 worker   ``step`` id; the step's channel as descriptor    make a step process; answered by ``started`` or ``refused``
 worker   ``signal`` id, signal                            to the step's process group, if it still lives
-worker   end of stream                                    kill every step process and leave
+worker   ``leave``                                        kill every step process and leave
+worker   end of stream                                    the same; under a supervisor, wait for the next worker
+worker   ``adopt`` worker, over ``--keeper``; control     answered by ``adopted`` (:mod:`dagster_taskiq.kept_parents`)
+         socket and board as descriptors
 parent   ``ready`` isolation, warnings                    what was decided, and why
 parent   ``started`` id, pid, pid_start                   it waits for its attempt on its channel
 parent   ``refused`` id, error                            there is no such process
@@ -59,10 +62,13 @@ class _Child:
 
 
 class WarmParent:
-    """One code location, its step processes, and the worker at the other end of ``control``."""
+    """One code location, its step processes, and the worker at the other end of ``control``; ``keeper``: the line by
+    which a next worker may come, None: there will be none.
+    """
 
-    def __init__(self, control: socket.socket, board: int, worker: int) -> None:
+    def __init__(self, control: socket.socket, board: int, worker: int, keeper: socket.socket | None = None) -> None:
         self._control = FrameSocket(control)
+        self._keeper = None if keeper is None else FrameSocket(keeper)
         self._worker = worker
         self._board = board
         self._children: dict[int, _Child] = {}
@@ -73,8 +79,16 @@ class WarmParent:
         self._wakeup, self._wakeup_writer = socket.socketpair()
 
     def run(self) -> None:
-        """Serve until the worker goes away."""
+        """Serve until the worker goes away, and the next ones if there are any."""
         self._take_signals()
+        try:
+            while self._serve() and self._wait_for_worker():
+                pass
+        finally:
+            self._end_children()
+
+    def _serve(self) -> bool:
+        """Until the worker lets this process go (False) or is dead."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
@@ -86,13 +100,31 @@ class WarmParent:
                     self._reap()
                 if self._control.fileno() in ready:
                     if not self._control.fill():
-                        return
+                        return True
                     while (frame := self._control.take()) is not None:
+                        if frame["op"] == "leave":
+                            return False
                         self._handle(frame)
         except (BrokenPipeError, ConnectionResetError):
-            return
-        finally:
-            self._end_children()
+            return True
+
+    def _wait_for_worker(self) -> bool:
+        """The worker is dead, and what it ran dies with it.  False: no other will come."""
+        self._end_children()
+        self._control.close()
+        frame = None if self._keeper is None else self._keeper.recv()
+        if self._keeper is None or frame is None:
+            return False
+        self._control = FrameSocket(socket.socket(fileno=self._keeper.take_descriptor()))
+        os.close(self._board)
+        self._board = self._keeper.take_descriptor()
+        self._worker = frame["worker"]
+        # Bytes of signals that came meanwhile; there is no child.
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.send({"op": "adopted"})
+        return True
 
     def _take_signals(self) -> None:
         for descriptor in (self._wakeup, self._wakeup_writer):
@@ -216,6 +248,8 @@ class WarmParent:
         if pid == 0:
             try:
                 self._control.close()
+                if self._keeper is not None:
+                    self._keeper.close()
                 self._wakeup.close()
                 signal.set_wakeup_fd(-1)
                 self._wakeup_writer.close()
@@ -327,12 +361,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the worker")
     parser.add_argument("--board", type=int, required=True, help="descriptor of the fence board")
     parser.add_argument("--worker", type=int, required=True, help="process id of the worker")
+    parser.add_argument("--keeper", type=int, help="descriptor of the socket by which another worker may come")
     options = parser.parse_args(argv)
-    os.set_inheritable(options.control, False)
-    os.set_inheritable(options.board, False)
+    for descriptor in (options.control, options.board, options.keeper):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+    keeper = None if options.keeper is None else socket.socket(fileno=options.keeper)
     status = 1
     try:
-        WarmParent(socket.socket(fileno=options.control), options.board, options.worker).run()
+        WarmParent(socket.socket(fileno=options.control), options.board, options.worker, keeper).run()
         status = 0
     except BaseException:
         traceback.print_exc()

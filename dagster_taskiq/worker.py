@@ -32,6 +32,7 @@ from dagster_taskiq.config import Settings, margin_of
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
 from dagster_taskiq.fellows import Fellows
 from dagster_taskiq.fellows import boot_id as _boot_id
+from dagster_taskiq.kept_parents import Keeper
 from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
@@ -69,6 +70,7 @@ class SQSTaskIQWorker:
     lost, so that they run again elsewhere.
     ``foreign``: gets deliveries that are no step attempts and for which it has a task
     (:class:`dagster_taskiq.receiver.StepReceiver`).
+    ``keeper``: descriptor of the link to the supervisor, which keeps warm parents (:mod:`dagster_taskiq.kept_parents`).
 
     Raises ``ConfigError`` from the constructor.
     """
@@ -86,6 +88,7 @@ class SQSTaskIQWorker:
         cancel_grace: float = 10.0,
         drain_timeout: float = 30.0,
         foreign: Foreign | None = None,
+        keeper: int | None = None,
     ) -> None:
         if not settings.database_url:
             raise ConfigError(
@@ -116,12 +119,16 @@ class SQSTaskIQWorker:
         self._isolation = isolation
         self._levers = all_but(without)
         self._foreign = foreign
+        self._keeper = None if keeper is None else Keeper(keeper)
         self._boot_id = _boot_id()
         self._host_channel = host_channel(self._boot_id)
         self._beats: dict[float, _core.Beat] = {}
         self._parts: OrderedDict[str, str] = OrderedDict()
         self._dead_letter_urls: dict[str, str | None] = {}
         self._attempts: dict[int, Attempt] = {}
+        self._claiming = 0
+        self._cancelled_early: set[int] = set()
+        """Generations of claims that are not known here yet."""
         self._handling: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._slots = _Slots(slots, len(self.queues))
@@ -155,8 +162,14 @@ class SQSTaskIQWorker:
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
         self.parents = WarmParents(
-            self.board, isolation=self._isolation, levers=self._levers, load_timeout=self._load_timeout
+            self.board,
+            isolation=self._isolation,
+            levers=self._levers,
+            load_timeout=self._load_timeout,
+            keeper=self._keeper,
         )
+        for kept in self._keeper.inherited() if self._keeper else ():
+            self.parents.adopt(kept)
         self.fellows = Fellows(self.store, identity=self.identity, name=self.name, boot_id=self._boot_id)
         unsubscribe = _bridge.subscribe(core_loop, self._on_event)
         try:
@@ -322,11 +335,18 @@ class SQSTaskIQWorker:
             deliveries=delivery.receive_count,
             queue=delivery.queue,
         )
-        claim, claimed_ns = await self._claim(delivery, task)
-        if claim.outcome == "expired" and claim.state == "queued":
+        self._claiming += 1
+        try:
             claim, claimed_ns = await self._claim(delivery, task)
+            if claim.outcome == "expired" and claim.state == "queued":
+                claim, claimed_ns = await self._claim(delivery, task)
+            cancelled = claim.generation in self._cancelled_early
+        finally:
+            self._claiming -= 1
+            if not self._claiming:
+                self._cancelled_early.clear()
         if claim.outcome == "claimed" and claim.generation is not None:
-            await self._run_attempt(delivery, task, claim.generation, claimed_ns)
+            await self._run_attempt(delivery, task, claim.generation, claimed_ns, cancelled)
         elif claim.outcome == "held":
             left = max(0.0, claim.lease_left or 0.0)
             if claim.same_message:
@@ -368,10 +388,14 @@ class SQSTaskIQWorker:
         )
         return claim, claimed_ns
 
-    async def _run_attempt(self, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int) -> None:
+    async def _run_attempt(
+        self, delivery: Delivery, task: StepTask, generation: int, claimed_ns: int, cancelled: bool
+    ) -> None:
         fence = self._free_fences.popleft()
         attempt = Attempt(self, delivery, task, generation, claimed_ns, fence)
         self._attempts[generation] = attempt
+        if cancelled:
+            attempt.cancel()
         if self._stopping.is_set():
             attempt.hand_back()
         try:
@@ -518,6 +542,9 @@ class SQSTaskIQWorker:
             generation = int(event.payload or 0)
         attempt = self._attempts.get(generation)
         if attempt is None:
+            if self._claiming and event.kind == "notification":
+                # The claim's reply came with the same batch, and is not read yet.
+                self._cancelled_early.add(generation)
             return
         if event.kind in ("notification", "cancel"):
             attempt.cancel()

@@ -108,6 +108,7 @@ def worker() -> None:
     is_flag=True,
     help="Stay in front of the worker process and start it again when it is killed.",
 )
+@click.option("--keeper", type=int, hidden=True)
 @click.option(
     "--without",
     multiple=True,
@@ -131,6 +132,7 @@ def start(
     isolation: str,
     code_locations: tuple[str, ...],
     supervise: bool,
+    keeper: int | None,
     without: tuple[str, ...],
 ) -> None:
     """Take steps from queues and run each in a process of its own.
@@ -144,7 +146,6 @@ def start(
       dagster-taskiq worker start -y executor.yaml --log-format json
     """
     from dagster_taskiq import logs
-    from dagster_taskiq.worker import SQSTaskIQWorker
 
     logs.configure(json_lines=log_format == "json", level=loglevel.upper())
     if supervise:
@@ -152,6 +153,8 @@ def start(
 
         arguments = [argument for argument in sys.argv[1:] if argument != "--supervise"]
         sys.exit(Supervisor([sys.executable, "-m", "dagster_taskiq.cli", *arguments]).run())
+    from dagster_taskiq.worker import SQSTaskIQWorker
+
     settings = load_settings(
         config_yaml,
         database_url=database_url,
@@ -169,6 +172,7 @@ def start(
         without=without,
         cancel_grace=cancel_grace,
         drain_timeout=drain_timeout,
+        keeper=keeper,
     ).main()
 
 

@@ -38,6 +38,58 @@ def test_a_killed_worker_is_started_again(stage: Any, start_worker: Any) -> None
     assert len(re.findall(r"worker \S+ serves ", supervisor.output)) == 2
 
 
+def test_a_warm_parent_outlives_its_worker(stage: Any, start_worker: Any) -> None:
+    """What it ran does not; the next workers adopt it, and it ends with the last of them."""
+    # A killed worker has no slot free, so that no long poll of its is left, which would take the next message.
+    supervisor = start_worker(slots=1, args=["--supervise"])
+    stage.send("family", lease=LONG)
+    (_, _, _, _, pid) = stage.wait_for_note("start", "family")
+    worker = child_of(supervisor.pid)
+    (parent,) = set(services.descendants(worker)) - {int(pid), int((stage.folder / "child").read_text())}
+    for key, following in (("family", "slow"), ("slow", "slow_too")):
+        below = services.descendants(parent)
+        os.kill(worker, signal.SIGKILL)
+        stage.wait_for_state(key, "lost")
+        services.wait_for(lambda below=below: not any(map(services.alive, below)), "the death of all it had started")
+        stage.send(following, lease=LONG)
+        stage.wait_for_note("start", following)
+        worker = child_of(supervisor.pid)
+    stage.release()
+    stage.wait_for_state("slow_too", "succeeded")
+    assert supervisor.output.count("a warm parent is ready") == 1
+    assert supervisor.output.count("of the last worker goes on") == 2
+    assert services.alive(parent)
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.stop() == 0
+    services.wait_for(lambda: not services.alive(parent), "the warm parent's end")
+
+
+def test_a_warm_parent_that_nobody_will_adopt_leaves(stage: Any, start_worker: Any) -> None:
+    supervisor = start_worker(slots=1, args=["--supervise"])
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    worker = child_of(supervisor.pid)
+    parent = child_of(worker)
+    supervisor.kill()
+    os.kill(worker, signal.SIGKILL)
+    services.wait_for(lambda: not services.alive(parent), "the warm parent's end")
+
+
+def test_a_warm_parent_that_was_killed_too_is_not_missed(stage: Any, start_worker: Any) -> None:
+    supervisor = start_worker(slots=1, args=["--supervise"])
+    stage.send("slow", lease=LONG)
+    (_, _, _, _, pid) = stage.wait_for_note("start", "slow")
+    worker = child_of(supervisor.pid)
+    (parent,) = set(services.descendants(worker)) - {int(pid)}
+    os.kill(worker, signal.SIGSTOP)
+    for one in (parent, worker):
+        os.kill(one, signal.SIGKILL)
+    stage.wait_for_state("slow", "lost")
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    assert supervisor.output.count("a warm parent is ready") == 2
+
+
 def test_a_worker_that_cannot_start_is_not_started_again(stage: Any, start_worker: Any) -> None:
     supervisor = start_worker(queues=["no-such-queue"], args=["--supervise"], wait=False)
     assert supervisor.wait() == 1
