@@ -437,9 +437,10 @@ def _whole(text: str | None) -> int:
 
 def is_outage(error: BaseException | None) -> bool:
     """Whether an error of Dagster's storage comes from a connection that was lost or could not be made.  The driver
-    and the layer above it call that by the same names."""
+    and the layer above it call that by the same names; the last one is ours, of a connection that asks first whether it
+    may be used."""
     while error is not None:
-        if type(error).__name__ in ("OperationalError", "InterfaceError"):
+        if type(error).__name__ in ("OperationalError", "InterfaceError", "StoreConnectionError"):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -225,10 +225,11 @@ class RunCoordinator:
         self._then(lambda: self._store.fenced_run(self.run_id, self.generation), lambda _: None)
         return self._store.steps(self.run_id).result()
 
-    def is_coordinator(self) -> bool:
-        """Whether no other coordinator has taken over.  Blocks; for any thread."""
+    def leave_if_superseded(self) -> None:
+        """Leave when another coordinator has taken over.  Blocks; for any thread."""
         row = self._store.get_run(self.run_id).result()
-        return row is not None and row.generation == self.generation
+        if row is None or row.generation != self.generation:
+            self._on_superseded(self.run_id, self.generation)
 
     def end(self) -> None:
         """Settle every row of the run: what is queued never starts, what is claimed is told to stop, and waited for

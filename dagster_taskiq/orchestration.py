@@ -29,6 +29,7 @@ from dagster import (
 from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
+from dagster_taskiq.connection_guard import ConnectionGuard
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.coordinator import SUPERSEDED_STATUS, Message, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
@@ -105,19 +106,55 @@ class RunOrchestration:
                 reuse = ConnectionReuse(log.warning)
                 stack.callback(reuse.close)
                 reuse.install()
+            guard = ConnectionGuard(self._coordinator.leave_if_superseded)
+            guard.install()
+            stack.callback(guard.close)
             settle = stack.enter_context(ExitStack())
             settle.callback(self._coordinator.end)
-            yield _dagster.engine_event(
-                self._context,
-                f"Sending steps to queue {self._settings.queue!r} (run worker pid {os.getpid()}, coordinator generation"
-                f" {row.generation}).",
-                {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
+            try:
+                yield from self._from_begin_to_end(row, stack, settle)
+            except Exception as error:
+                self._leave_after_outage(error)
+                raise
+
+    def _from_begin_to_end(self, row: RunRow, stack: ExitStack, settle: ExitStack) -> Iterator[DagsterEvent]:
+        yield _dagster.engine_event(
+            self._context,
+            f"Sending steps to queue {self._settings.queue!r} (run worker pid {os.getpid()}, coordinator generation"
+            f" {row.generation}).",
+            {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
+        )
+        self._start_plan(stack)
+        if row.previous_generation is not None:
+            yield from self._take_over(row.previous_generation, row.unfenced)
+        self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
+        yield from self._drive(settle)
+
+    def _leave_after_outage(self, error: Exception) -> None:
+        """Dagster's database went away under an event, which may or may not be in the log: to write it again could
+        write it twice.  A run worker that takes the run over reads how far it came, so leave the run to it, if there
+        will be one."""
+        if not _dagster.is_outage(error):
+            return
+        try:
+            resumed = self._read(self._is_left_to_another)
+        except Exception as second:
+            log.warning("run %s: nobody can tell whether it will be resumed: %s", self._run.run_id, second)
+            return
+        if resumed:
+            print(
+                f"dagster-taskiq: run {self._run.run_id}: this run worker leaves, for an event could not be written"
+                f" ({error}). Its steps go on: another run worker will take the run over.",
+                file=sys.stderr,
+                flush=True,
             )
-            self._start_plan(stack)
-            if row.previous_generation is not None:
-                yield from self._take_over(row.previous_generation, row.unfenced)
-            self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
-            yield from self._drive(settle)
+            os._exit(SUPERSEDED_STATUS)
+
+    def _is_left_to_another(self) -> bool:
+        """Whether Dagster starts another run worker when this one leaves."""
+        status = self._instance.get_run_by_id(self._run.run_id).status
+        asked = status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+        return not asked and bool(self._instance.run_will_resume(self._run.run_id))
 
     def _after_the_end(self, stack: ExitStack, row: RunRow) -> Iterator[DagsterEvent]:
         """A coordinator before this one has ended the run.  There is nothing more to say; or it died before it could
@@ -215,9 +252,7 @@ class RunOrchestration:
     def _interrupted(self, settle: ExitStack) -> Iterator[DagsterEvent]:
         """SIGINT or SIGTERM."""
         running = {"steps_in_flight": str(sorted(self._sent))}
-        status = self._instance.get_run_by_id(self._run.run_id).status
-        asked = status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
-        if not asked and self._instance.run_will_resume(self._run.run_id):
+        if self._is_left_to_another():
             settle.pop_all()
             self._active.mark_interrupted()
             yield _dagster.engine_event(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg2
 import pytest
 import services
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, serialize_value
 from executor_bench import Bench, telling
 
 from dagster_taskiq import payload
@@ -215,8 +218,9 @@ def test_a_notification_that_is_lost_is_made_up_for(bench: Bench) -> None:
     assert any("by hand" in text for text in bench.messages(run.run_id))
 
 
-def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_alone(bench: Bench) -> None:
-    bench.worker()
+@contextmanager
+def resuming(bench: Bench) -> Iterator[Bench]:
+    """Of an instance that resumes runs."""
     path = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
     changes = {
         "run_monitoring": {"enabled": True, "max_resume_run_attempts": 3},
@@ -224,7 +228,12 @@ def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_al
     }
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with DagsterInstance.get() as instance:
-        bench = replace(bench, instance=instance)
+        yield replace(bench, instance=instance)
+
+
+def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_alone(bench: Bench) -> None:
+    bench.worker()
+    with resuming(bench) as bench:
         run = bench.create("waiting")
         first = bench.run_worker(run)
         bench.wait_for_notes("waits")
@@ -316,3 +325,76 @@ def test_an_end_that_is_in_the_log_waits_for_its_row(bench: Bench, job: str) -> 
         assert bench.rows(run.run_id) == [("fails_once", 1, "lost"), ("fails_once", 2, "succeeded")]
         ends = [name for name in telling(bench.logged(run.run_id)["fails_once"]) if name in ("UP_FOR_RETRY", "SUCCESS")]
         assert ends == ["UP_FOR_RETRY", "SUCCESS"]
+
+
+SUCCEEDED = """
+    WITH done AS (
+        UPDATE dagster_taskiq_steps
+        SET state = 'succeeded', generation = 999, owner = 'x', nonce = 'x', lease = now(), claimed_at = now(),
+            started_at = now(), finished_at = now(), events = %s
+        WHERE run_id = %s RETURNING run_id)
+    SELECT pg_notify('dtq_run_' || replace(run_id, '-', ''), '{}') FROM done
+"""
+END_OF_WRITERS = (
+    "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'dagster-taskiq-run:%%' AND datname = current_database()"
+)
+
+
+def success_of(bench: Bench, run: DagsterRun) -> str:
+    """The event of the step's success as its worker would write it into the row."""
+    entries = [entry.dagster_event for entry in bench.instance.all_logs(run.run_id)]
+    return json.dumps([serialize_value(event) for event in entries if event is not None and event.is_step_success])
+
+
+def test_a_superseded_run_worker_opens_no_connection_to_the_log(bench: Bench) -> None:
+    """It has not heard of it yet, and has something to write."""
+    run = bench.create("single", lease_ttl=600, heartbeat_interval=10)
+    first = bench.run_worker(run)
+    services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+    run_step_by_hand(bench)
+    take_over = "UPDATE dagster_taskiq_runs SET generation = nextval('dagster_taskiq_generations'), coordinator = 'x'"
+    connection = psycopg2.connect(bench.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(take_over)
+        cursor.execute(END_OF_WRITERS)
+        cursor.execute(SUCCEEDED, [success_of(bench, run), run.run_id])
+    connection.close()
+    assert first.wait() == 70
+    assert "superseded" in first.output
+    assert not any("ran on worker" in text for text in bench.messages(run.run_id))
+
+
+@contextmanager
+def no_new_connections(database_url: str) -> Iterator[None]:
+    """To that database, by anybody."""
+    name = psycopg2.extensions.parse_dsn(database_url)["dbname"]
+    elsewhere = psycopg2.extensions.make_dsn(database_url, dbname="postgres")
+    services.rows(elsewhere, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    try:
+        yield
+    finally:
+        services.rows(elsewhere, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+def test_an_outage_under_an_event_leaves_the_run_to_the_next_run_worker(bench: Bench) -> None:
+    with resuming(bench) as bench:
+        run = bench.create("chain")
+        first = bench.run_worker(run)
+        services.wait_for(lambda: bench.queue.counts()[0] == 1, "the step's message")
+        run_step_by_hand(bench)
+        events = success_of(bench, run)
+        connection = psycopg2.connect(bench.database_url)
+        with no_new_connections(bench.database_url):
+            with connection, connection.cursor() as cursor:
+                cursor.execute(END_OF_WRITERS)
+                cursor.execute(SUCCEEDED, [events, run.run_id])
+            connection.close()
+            first.wait_for_log("Exception while writing logger call to event log")
+        assert first.wait() == 70, first.output
+        assert bench.status(run) == DagsterRunStatus.STARTED.value, first.output
+        bench.worker()
+        second = bench.run_worker(run, resume=True)
+        second.wait()
+        assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
+        assert telling(bench.logged(run.run_id)["one"]).count("SUCCESS") == 1
