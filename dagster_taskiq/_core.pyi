@@ -233,9 +233,7 @@ class Beat:
     It beats for as long as the Loop is open, whether this object is kept or not.  ``sqs`` must have the store's Loop.
     """
 
-    def __new__(
-        cls, store: Store, *, margin: float, board: FenceBoard | None = None, sqs: SqsClient | None = None
-    ) -> Self: ...
+    def __new__(cls, store: Store, *, board: FenceBoard | None = None, sqs: SqsClient | None = None) -> Self: ...
     def add(
         self,
         run_id: str,
@@ -244,6 +242,7 @@ class Beat:
         generation: int,
         *,
         ttl: float,
+        margin: float,
         heartbeat: float,
         claimed_ns: int,
         slot: int = -1,
@@ -252,7 +251,8 @@ class Beat:
         visibility: int = 0,
         received_ns: int = 0,
     ) -> None:
-        """Renew this claim from now on.  ``claimed_ns``: :func:`boot_ns` before the claim was sent.
+        """Renew this claim from now on.  ``margin``: seconds before the end of its lease at which its fence kills.
+        ``claimed_ns``: :func:`boot_ns` before the claim was sent.
         ``IndexError`` when the board has no such slot."""
 
     def remove(self, generation: int, /) -> None:

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from dagster_taskiq import _core
+from dagster_taskiq.config import margin_of
 from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, WarmParentError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.memory import OomKills, oom_kills
@@ -70,9 +71,9 @@ class Host(Protocol):
     store: IdempotencyStore
     parents: WarmParents
     board: _core.FenceBoard
+    beat: _core.Beat
     cancel_grace: float
 
-    def beat_for(self, ttl: float) -> _core.Beat: ...
     async def parts(self, digests: Sequence[str]) -> Mapping[str, str]: ...
     async def delete(self, delivery: Delivery) -> None: ...
     async def hide(self, delivery: Delivery, seconds: float) -> None: ...
@@ -176,22 +177,21 @@ class Attempt:
     async def run(self) -> None:
         """Until the attempt is settled and its message dealt with."""
         delivery = self._delivery
-        beat = self._host.beat_for(self._task.lease_ttl)
         settled = False
         try:
-            settled = await self._run(beat)
+            settled = await self._run()
         finally:
-            beat.remove(self.generation)
+            self._host.beat.remove(self.generation)
             self._host.board.clear(self._slot)
         if settled:
             await self._host.delete(delivery)
         else:
             await self._host.hide(delivery, 0 if self._lost is None else RETRY_SOON)
 
-    async def _run(self, beat: _core.Beat) -> bool:
+    async def _run(self) -> bool:
         """True: the row is terminal and the message may go."""
         try:
-            self._add_to(beat)
+            self._begin_beat()
             self._step = await self._prepare()
         except (ValueError, WarmParentError) as error:
             logger.error("the step could not be started: %s", error, extra=self._about)
@@ -218,12 +218,13 @@ class Attempt:
         how = await self._run_step(step)
         return await self._settle(step, how)
 
-    def _add_to(self, beat: _core.Beat) -> None:
+    def _begin_beat(self) -> None:
         task, delivery = self._task, self._delivery
-        beat.add(
+        self._host.beat.add(
             *self.key,
             self.generation,
             ttl=task.lease_ttl,
+            margin=margin_of(task.lease_ttl),
             heartbeat=task.heartbeat,
             claimed_ns=self._claimed_ns,
             slot=self._slot,

@@ -28,7 +28,7 @@ from taskiq import AckableMessage
 from dagster_taskiq import _bridge, _core, migrations, sqs
 from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
-from dagster_taskiq.config import Settings, margin_of
+from dagster_taskiq.config import Settings
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
 from dagster_taskiq.fellows import Fellows
 from dagster_taskiq.fellows import boot_id as _boot_id
@@ -122,7 +122,6 @@ class SQSTaskIQWorker:
         self._keeper = None if keeper is None else Keeper(keeper)
         self._boot_id = _boot_id()
         self._host_channel = host_channel(self._boot_id)
-        self._beats: dict[float, _core.Beat] = {}
         self._parts: OrderedDict[str, str] = OrderedDict()
         self._dead_letter_urls: dict[str, str | None] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -161,6 +160,7 @@ class SQSTaskIQWorker:
         self.store = IdempotencyStore(core_loop, self._database_url, application_name="dagster-taskiq-worker")
         await asyncio.to_thread(migrations.migrate, self.store)
         self.board = _core.FenceBoard(self.slots)
+        self.beat = _core.Beat(self.store.core, board=self.board, sqs=self.broker.client)
         self.parents = WarmParents(
             self.board,
             isolation=self._isolation,
@@ -479,15 +479,6 @@ class SQSTaskIQWorker:
         return self._dead_letter_urls[queue_url]
 
     # ---- what attempts need -----------------------------------------------------------------------------------------
-
-    def beat_for(self, ttl: float) -> _core.Beat:
-        """The heartbeat for leases of this length: the margin of a fence goes with it."""
-        beat = self._beats.get(ttl)
-        if beat is None:
-            beat = self._beats[ttl] = _core.Beat(
-                self.store.core, margin=margin_of(ttl), board=self.board, sqs=self.broker.client
-            )
-        return beat
 
     async def parts(self, digests: Sequence[str]) -> Mapping[str, str]:
         """The texts of payload parts; those that PostgreSQL does not have are absent."""

@@ -17,18 +17,15 @@ struct beat_object {
 
 static PyObject *beat_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"store", "margin", "board", "sqs", NULL};
+    static char *names[] = {"store", "board", "sqs", NULL};
     struct module_state *state = state_of_type(type);
     struct dtq_beat_options options = {0};
-    options.margin_s = -1;
     PyObject *store_object = NULL, *board = Py_None, *sqs = Py_None;
     struct dtq_error err;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$dOO:Beat", names, state->store_type, &store_object,
-                                               &options.margin_s, &board, &sqs))
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$OO:Beat", names, state->store_type, &store_object,
+                                               &board, &sqs))
         return NULL;
     struct store_object *store = (struct store_object *)store_object;
-    if (options.margin_s < 0)
-        return PyErr_Format(PyExc_TypeError, "Beat() needs the keyword argument 'margin', not negative");
     if (board != Py_None && !PyObject_TypeCheck(board, state->board_type))
         return PyErr_Format(PyExc_TypeError, "board must be a FenceBoard");
     if (sqs != Py_None && !PyObject_TypeCheck(sqs, state->sqs_type))
@@ -75,23 +72,23 @@ static void beat_dealloc(PyObject *object)
 
 static PyObject *beat_add(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"run_id",     "step_key",    "attempt", "generation", "ttl",
-                            "heartbeat",  "claimed_ns",  "slot",    "queue_url",  "receipt_handle",
-                            "visibility", "received_ns", NULL};
+    static char *names[] = {"run_id",         "step_key",   "attempt",     "generation", "ttl",
+                            "margin",         "heartbeat",  "claimed_ns",  "slot",       "queue_url",
+                            "receipt_handle", "visibility", "received_ns", NULL};
     struct beat_object *self = (struct beat_object *)object;
-    struct dtq_beat_entry entry = {.slot = -1, .ttl_s = -1, .heartbeat_s = -1};
+    struct dtq_beat_entry entry = {.slot = -1, .ttl_s = -1, .margin_s = -1, .heartbeat_s = -1};
     long long generation = 0;
     unsigned long long claimed_ns = 0, received_ns = 0;
     struct dtq_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssiL|$ddKizziK:add", names, &entry.run_id, &entry.step_key,
-                                     &entry.attempt, &generation, &entry.ttl_s, &entry.heartbeat_s, &claimed_ns,
-                                     &entry.slot, &entry.queue_url, &entry.receipt_handle, &entry.visibility_s,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssiL|$dddKizziK:add", names, &entry.run_id, &entry.step_key,
+                                     &entry.attempt, &generation, &entry.ttl_s, &entry.margin_s, &entry.heartbeat_s,
+                                     &claimed_ns, &entry.slot, &entry.queue_url, &entry.receipt_handle, &entry.visibility_s,
                                      &received_ns) ||
         loop_check_fork(self->store->loop) < 0)
         return NULL;
-    if (entry.ttl_s < 0 || entry.heartbeat_s < 0 || !claimed_ns)
-        return PyErr_Format(PyExc_TypeError,
-                            "add() needs the keyword arguments 'ttl', 'heartbeat' and 'claimed_ns', each more than 0");
+    if (entry.ttl_s < 0 || entry.margin_s < 0 || entry.heartbeat_s < 0 || !claimed_ns)
+        return PyErr_Format(PyExc_TypeError, "add() needs the keyword arguments 'ttl', 'margin', 'heartbeat' and "
+                                             "'claimed_ns', none of them negative");
     if (entry.slot < -1 || entry.slot >= self->slots)
         return PyErr_Format(PyExc_IndexError, "the beat's board has no slot %d", entry.slot);
     entry.generation = generation;
@@ -125,7 +122,7 @@ static PyObject *beat_forget_message(PyObject *object, PyObject *argument)
 
 static PyMethodDef methods[] = {
     {"add", (PyCFunction)(void (*)(void))beat_add, METH_VARARGS | METH_KEYWORDS,
-     "add($self, run_id, step_key, attempt, generation, *, ttl, heartbeat, claimed_ns, slot=-1, queue_url=None, "
+     "add($self, run_id, step_key, attempt, generation, *, ttl, margin, heartbeat, claimed_ns, slot=-1, queue_url=None, "
      "receipt_handle=None, "
      "visibility=0, received_ns=0)\n--\n\nRenew this claim from now on."},
     {"remove", beat_remove, METH_O, "remove($self, generation, /)\n--\n\nBegin no renewal for it any more."},
@@ -136,7 +133,7 @@ static PyMethodDef methods[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     "Beat(store, *, margin, board=None, sqs=None)\n--\n\nRenews leases and visibilities from the core's thread."},
+     "Beat(store, *, board=None, sqs=None)\n--\n\nRenews leases and visibilities from the core's thread."},
     {Py_tp_new, beat_new},
     {Py_tp_dealloc, beat_dealloc},
     {Py_tp_traverse, beat_traverse},

@@ -45,6 +45,7 @@ struct entry {
     int attempt;
     int64_t generation;
     double ttl_s;
+    double margin_s;
     double heartbeat_s;
     int slot;
     int visibility_s;
@@ -61,7 +62,6 @@ struct dtq_beat {
     struct dtq_store *store;
     struct dtq_sqs *sqs;
     struct dtq_fence_board *board;
-    double margin_s;
     pthread_mutex_t lock;
 
     /* under the lock */
@@ -116,9 +116,9 @@ static void remove_locked(struct entry **at)
     entry_free(entry);
 }
 
-static uint64_t deadline_after(const struct dtq_beat *beat, const struct entry *entry, uint64_t since_ns)
+static uint64_t deadline_after(const struct entry *entry, uint64_t since_ns)
 {
-    double left_s = entry->ttl_s - beat->margin_s;
+    double left_s = entry->ttl_s - entry->margin_s;
     return since_ns + (left_s > 0 ? (uint64_t)(left_s * NS_PER_S) : 0);
 }
 
@@ -136,6 +136,7 @@ static struct entry *entry_new(const struct dtq_beat_entry *given)
     entry->attempt = given->attempt;
     entry->generation = given->generation;
     entry->ttl_s = given->ttl_s;
+    entry->margin_s = given->margin_s;
     entry->heartbeat_s = given->heartbeat_s;
     entry->slot = given->slot;
     entry->visibility_s = given->visibility_s;
@@ -195,7 +196,7 @@ static void plan_locked(struct dtq_beat *beat, uint64_t now_ms)
 
 static void confirm_locked(struct dtq_beat *beat, struct entry *entry, bool cancel_requested)
 {
-    uint64_t deadline_ns = deadline_after(beat, entry, beat->renewal_boot_ns);
+    uint64_t deadline_ns = deadline_after(entry, beat->renewal_boot_ns);
     if (deadline_ns > entry->deadline_ns)
         entry->deadline_ns = deadline_ns;
     if (beat->board)
@@ -536,8 +537,6 @@ enum dtq_code dtq_beat_new(struct dtq_store *store, const struct dtq_beat_option
 {
     *out = NULL;
     struct dtq_loop *loop = dtq_store_source(store)->loop;
-    if (!(options->margin_s >= 0))
-        return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "the margin must not be negative");
     if (options->sqs && dtq_sqs_source(options->sqs)->loop != loop)
         return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "the SQS client and the store have different loops");
     struct dtq_beat *beat = dtq_calloc(1, sizeof *beat);
@@ -548,7 +547,6 @@ enum dtq_code dtq_beat_new(struct dtq_store *store, const struct dtq_beat_option
     beat->store = store;
     beat->sqs = options->sqs;
     beat->board = options->board;
-    beat->margin_s = options->margin_s;
     beat->next_beat_ms = UINT64_MAX;
     enum dtq_code rc = dtq_loop_add(loop, &beat->source, err);
     if (rc)
@@ -563,13 +561,15 @@ enum dtq_code dtq_beat_add(struct dtq_beat *beat, const struct dtq_beat_entry *g
     enum dtq_code rc = dtq_loop_check_fork(beat->source.loop, err);
     if (rc)
         return rc;
-    if (!given->run_id || !given->step_key || !(given->heartbeat_s > 0) || !(given->ttl_s > beat->margin_s))
+    if (!(given->margin_s >= 0))
+        return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "the margin must not be negative");
+    if (!given->run_id || !given->step_key || !(given->heartbeat_s > 0) || !(given->ttl_s > given->margin_s))
         return dtq_error_set(err, DTQ_INVALID_ARGUMENT,
-                             "a heartbeat must be positive and a ttl longer than the margin of %g s", beat->margin_s);
+                             "a heartbeat must be positive and a ttl longer than the margin of %g s", given->margin_s);
     struct entry *entry = entry_new(given);
     if (!entry)
         return dtq_error_no_memory(err);
-    entry->deadline_ns = deadline_after(beat, entry, given->claimed_boot_ns);
+    entry->deadline_ns = deadline_after(entry, given->claimed_boot_ns);
     uint64_t first_ms = dtq_clock_monotonic_ms() + (uint64_t)(given->heartbeat_s * 1000);
     pthread_mutex_lock(&beat->lock);
     if (*find_locked(beat, given->generation))

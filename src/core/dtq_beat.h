@@ -29,7 +29,6 @@
 struct dtq_beat;
 
 struct dtq_beat_options {
-    double margin_s;               /* the fence kills this much before the lease ends */
     struct dtq_fence_board *board; /* NULL: no fence.  Borrowed; outlives the loop */
     struct dtq_sqs *sqs;           /* NULL: no visibility renewals */
 };
@@ -40,6 +39,7 @@ struct dtq_beat_entry {
     int attempt;
     int64_t generation;
     double ttl_s;
+    double margin_s;            /* the fence kills this much before the lease ends */
     double heartbeat_s;         /* the beat's interval is the smallest of its entries' */
     uint64_t claimed_boot_ns;   /* boot clock before the claim was sent: the first deadline counts from here */
     int slot;                   /* of the fence board; -1: none */

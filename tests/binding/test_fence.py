@@ -167,12 +167,12 @@ def claim(store: _core.Store) -> int:
 
 class TestBeat:
     def entry(self, generation: int, **changes: Any) -> dict[str, Any]:
-        given = {"ttl": 120.0, "heartbeat": 0.05, "claimed_ns": _core.boot_ns(), **changes}
+        given = {"ttl": 120.0, "margin": 10.0, "heartbeat": 0.05, "claimed_ns": _core.boot_ns(), **changes}
         return {"run_id": "run", "step_key": "step", "attempt": 1, "generation": generation, **given}
 
     def test_renews(self, store: _core.Store) -> None:
         board = _core.FenceBoard(1)
-        beat = _core.Beat(store, margin=10.0, board=board)
+        beat = _core.Beat(store, board=board)
         generation = claim(store)
         first = _core.boot_ns() + 110 * SECOND
         board.set(0, generation, first)
@@ -186,7 +186,7 @@ class TestBeat:
         beat.forget_message(generation)
 
     def test_tells_of_cancellation_and_loss(self, loop: _core.Loop, store: _core.Store) -> None:
-        beat = _core.Beat(store, margin=10.0)
+        beat = _core.Beat(store)
         generation = claim(store)
         beat.add(**self.entry(generation))
         beat.add(**self.entry(generation + 1_000_000))
@@ -202,28 +202,32 @@ class TestBeat:
         board = _core.FenceBoard(1)
         generation = claim(store)
         board.set(0, generation, 1)
-        _core.Beat(store, margin=10.0, board=board).add(**self.entry(generation, slot=0))
+        _core.Beat(store, board=board).add(**self.entry(generation, slot=0))
         give_up = time.monotonic() + 60
         while _core.fence_deadline_ns(board.fileno(), 0, generation) <= 1:
             assert time.monotonic() < give_up
             time.sleep(0.01)
 
+    def test_each_lease_has_its_own_margin(self, store: _core.Store) -> None:
+        board = _core.FenceBoard(2)
+        beat = _core.Beat(store, board=board)
+        now = _core.boot_ns()
+        for slot, (ttl, margin) in enumerate(((100.0, 10.0), (20.0, 2.0))):
+            beat.add(**self.entry(slot + 1, slot=slot, ttl=ttl, margin=margin, heartbeat=60.0, claimed_ns=now))
+            assert _core.fence_deadline_ns(board.fileno(), slot, slot + 1) == now + int(ttl - margin) * SECOND
+
     @pytest.mark.parametrize(
-        "changes", [{"ttl": -1}, {"heartbeat": 0}, {"claimed_ns": 0}, {"slot": 1}, {"slot": -2}], ids=repr
+        "changes",
+        [{"ttl": -1}, {"ttl": 10.0}, {"margin": -1}, {"heartbeat": 0}, {"claimed_ns": 0}, {"slot": 1}, {"slot": -2}],
+        ids=repr,
     )
     def test_wrong_entries(self, store: _core.Store, changes: dict[str, Any]) -> None:
-        beat = _core.Beat(store, margin=10.0, board=_core.FenceBoard(1))
+        beat = _core.Beat(store, board=_core.FenceBoard(1))
         with pytest.raises((ValueError, TypeError, IndexError)):
             beat.add(**self.entry(1, **changes))
 
     def test_wrong_arguments(self, loop: _core.Loop, store: _core.Store) -> None:
         other = _core.SqsClient(_core.Loop(), region="us-east-1")
-        for options in (
-            {},
-            {"margin": -1},
-            {"margin": 1, "board": 3},
-            {"margin": 1, "sqs": 3},
-            {"margin": 1, "sqs": other},
-        ):
+        for options in ({"margin": 1}, {"board": 3}, {"sqs": 3}, {"sqs": other}):
             with pytest.raises((TypeError, ValueError)):
                 _core.Beat(store, **options)  # type: ignore[arg-type]

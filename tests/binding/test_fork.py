@@ -108,7 +108,7 @@ def test_store_is_refused(store: _core.Store) -> None:
         refuses(lambda: store.listen("x"))
         refuses(lambda: store.unlisten("x"))
         refuses(lambda: store.script("SELECT 1"))
-        refuses(lambda: _core.Beat(store, margin=1))
+        refuses(lambda: _core.Beat(store))
 
     in_child(child)
     assert store.run("migrations", []).result()

@@ -101,7 +101,7 @@ def test_operation_of_a_store_through_convert() -> None:
 def test_beat_and_board_keep_what_they_need() -> None:
     loop = _core.Loop()
     gone = weakref.ref(loop)
-    beat = _core.Beat(_core.Store(loop, "postgresql://127.0.0.1:1/none"), margin=1.0, board=_core.FenceBoard(4))
+    beat = _core.Beat(_core.Store(loop, "postgresql://127.0.0.1:1/none"), board=_core.FenceBoard(4))
     del loop
     assert gone() is not None
     del beat

@@ -71,6 +71,7 @@ static struct dtq_beat_entry entry(void)
                                    .attempt = 1,
                                    .generation = generation,
                                    .ttl_s = TTL_S,
+                                   .margin_s = MARGIN_S,
                                    .heartbeat_s = 0.05,
                                    .claimed_boot_ns = claimed_ns,
                                    .slot = SLOT};
@@ -84,7 +85,7 @@ static void add(struct dtq_beat_entry given)
 
 static void make_beat(struct dtq_sqs *sqs)
 {
-    struct dtq_beat_options options = {.margin_s = MARGIN_S, .board = board, .sqs = sqs};
+    struct dtq_beat_options options = {.board = board, .sqs = sqs};
     ck_assert_msg(dtq_beat_new(f.store, &options, &beat, &err) == DTQ_OK, "%s", err.message);
 }
 
@@ -238,11 +239,11 @@ END_TEST
 
 START_TEST(bad_entries_are_refused)
 {
-    struct dtq_beat_options negative = {.margin_s = -1};
-    struct dtq_beat *none;
-    ck_assert_int_eq(dtq_beat_new(f.store, &negative, &none, &err), DTQ_INVALID_ARGUMENT);
     make_beat(NULL);
     struct dtq_beat_entry given = entry();
+    given.margin_s = -1;
+    ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
+    given = entry();
     given.ttl_s = MARGIN_S;
     ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
     given = entry();
