@@ -35,8 +35,10 @@ logger = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Of one message, body and attributes ("Amazon SQS message quotas", SQS Developer Guide)."""
 
-LONG_POLL: Final = 20
-"""Seconds that a receive waits; SQS's maximum."""
+LONG_POLL: Final = 5
+"""Seconds that a receive waits.  SQS allows 20; but a poll that is under way cannot be called off, so this is how long
+an idle process takes to stop, and for how long a killed one can still take a message that nobody sees.
+"""
 
 DELAY_MAX: Final = 900
 """Seconds; SQS's limit for DelaySeconds."""

@@ -12,9 +12,10 @@ import pytest
 import services
 from proxies import PostgresProxy, SqsProxy
 
+from dagster_taskiq.broker import LONG_POLL
+
 JOBS = Path(__file__).with_name("jobs.py")
 HEARTBEAT = 2.0
-LONG_POLL = 20.0
 BEATS = 6
 """Heartbeats of the worker to watch."""
 
