@@ -64,6 +64,7 @@ class Stage:
         *,
         signing_key: str | None = None,
         lease: float = LEASE,
+        heartbeat: float = HEARTBEAT,
         visibility: int = 30,
         time_limit: float | None = None,
     ) -> bytes:
@@ -89,7 +90,7 @@ class Stage:
             queue=self.queue.name,
             code_location="",
             lease_ttl=lease,
-            heartbeat=HEARTBEAT,
+            heartbeat=heartbeat,
             visibility=visibility,
             sent_at=time.time(),
             retry_mode="DEFERRED",
@@ -114,11 +115,12 @@ class Stage:
         *,
         copies: int = 1,
         lease: float = LEASE,
+        heartbeat: float = HEARTBEAT,
         time_limit: float | None = None,
     ) -> None:
         """Insert the row and send its message."""
         self.enqueue(step_key, attempt)
-        body = self.message(step_key, attempt, lease=lease, time_limit=time_limit)
+        body = self.message(step_key, attempt, lease=lease, heartbeat=heartbeat, time_limit=time_limit)
         for _ in range(copies):
             self.post(body)
 

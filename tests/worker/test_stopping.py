@@ -153,3 +153,32 @@ def test_the_workers_row(stage: Any, start_worker: Any) -> None:
         [stage.queue.name],
         True,
     )
+
+
+def test_a_cancel_that_comes_with_the_claims_own_reply(stage: Any, start_worker: Any) -> None:
+    """The worker does not know the generation yet when it is told of it."""
+    start_worker(slots=1)
+    stage.send("quick")
+    stage.wait_for_state("quick", "succeeded")
+    # As if somebody had cancelled it within the very transaction of the claim.
+    services.rows(
+        stage.database_url,
+        "CREATE FUNCTION cancel_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.state = 'claimed' AND OLD.state = 'queued' AND NEW.step_key = 'slow' THEN NEW.cancel_requested := true;"
+        " PERFORM pg_notify('dtq_worker_' || NEW.owner, NEW.generation::text); END IF; RETURN NEW; END $$;"
+        " CREATE TRIGGER cancel_at_once BEFORE UPDATE ON dagster_taskiq_steps"
+        " FOR EACH ROW EXECUTE FUNCTION cancel_at_once()",
+    )
+    # No heartbeat comes in time to tell of it.
+    stage.send("slow", lease=3600.0, heartbeat=600.0)
+    stage.wait_for_state("slow", "cancelled")
+    assert stage.starts("slow") == 0
+
+
+def test_many_lease_lengths(stage: Any, start_worker: Any) -> None:
+    """Each run may have its own; they share one heartbeat."""
+    start_worker(slots=1)
+    for number in range(70):
+        stage.begin_run()
+        stage.send("gone", lease=60.0 + number)
+    stage.wait_for_messages(0, 0)
