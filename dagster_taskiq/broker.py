@@ -139,7 +139,7 @@ class SQSBroker(AsyncBroker):
 
     async def shutdown(self) -> None:
         """Wait for the long poll to end and hand back what it brings (TaskIQ's CLI allows 5 s: ``--shutdown-timeout
-        25`` allows all of it), then close.
+        10`` allows all of it), then close.
         """
         self._closing.set()
         try:

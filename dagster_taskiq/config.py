@@ -16,6 +16,11 @@ at most 8.3 %).
 **Liveness.** A worker must be able to miss a few heartbeats and one slow reconnect without losing its steps::
 
     ttl - margin > 3 * heartbeat + 5 s
+
+The 5 s are those after which the store takes a silent connection for dead (``STALL_MS`` in ``dtq_store.c``), once the
+renewal's caller has given up, which it does after one heartbeat (1 to 15 s).  So of a connection that falls silent just
+after a renewal, the next renewal goes out after one heartbeat and the silence is noticed ``max(heartbeat, 5 s)`` later;
+for heartbeats of 1 s and more that leaves at least 2 s for the new connection.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ MISSED_HEARTBEATS: Final = 3
 """Heartbeats in a row that may fail before a lease is in danger."""
 
 WORST_RENEWAL: Final = 5.0
-"""Seconds that a renewal with a reconnect may take."""
+"""Seconds until a silent connection counts as lost (``STALL_MS`` in ``dtq_store.c``)."""
 
 MIN_RETENTION: Final = 7200.0
 """Seconds; younger rows are never pruned."""

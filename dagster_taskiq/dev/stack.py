@@ -131,7 +131,7 @@ class Stack:
     def stop(self) -> None:
         """Stop everything: first what starts runs, then the workers, then what they all need.
 
-        SQS goes while the workers finish their steps: a worker lets its long poll end, which could take 20 seconds.
+        SQS goes while the workers finish their steps: a worker lets its long poll end, which could take 5 seconds.
         """
         for service in self._ui:
             service.ask_to_stop()
