@@ -29,6 +29,7 @@ from dagster_taskiq import _bridge, _core, migrations, sqs
 from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings
+from dagster_taskiq.dead_letters import DeadLetters
 from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMissingError
 from dagster_taskiq.fellows import Fellows
 from dagster_taskiq.fellows import boot_id as _boot_id
@@ -37,6 +38,7 @@ from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
+from dagster_taskiq.slots import Slots
 from dagster_taskiq.store import PRUNE_BATCH, Claim, IdempotencyStore, host_channel, worker_channel
 from dagster_taskiq.warm_parent import ISOLATIONS, process_start
 
@@ -123,14 +125,14 @@ class SQSTaskIQWorker:
         self._boot_id = _boot_id()
         self._host_channel = host_channel(self._boot_id)
         self._parts: OrderedDict[str, str] = OrderedDict()
-        self._dead_letter_urls: dict[str, str | None] = {}
+        self._dead_letters = DeadLetters(self.broker, self.name)
         self._attempts: dict[int, Attempt] = {}
         self._claiming = 0
         self._cancelled_early: set[int] = set()
         """Generations of claims that are not known here yet."""
         self._handling: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self._slots = _Slots(slots, len(self.queues))
+        self._slots = Slots(slots, len(self.queues))
         self._free_fences = deque(range(slots))
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -436,47 +438,13 @@ class SQSTaskIQWorker:
             await self.hide(delivery, self._visibility)
 
     async def _quarantine(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """To the dead-letter queue, with the reason as attributes.  Without such a queue it stays, hidden for a while:
-        nothing is dropped silently.
+        """To the dead-letter queue.  Where that is not possible the message stays, hidden for a while: nothing is
+        dropped silently.
         """
-        about = fields(queue=delivery.queue, message_id=delivery.message_id, deliveries=delivery.receive_count)
-        logger.error("a message is refused (%s): %s", reason, detail, extra=about)
-        target = await self._dead_letter_url(delivery.queue_url)
-        if target is None:
-            logger.error("queue %s has no dead-letter queue: the message stays there", delivery.queue, extra=about)
+        if await self._dead_letters.send(delivery, reason, detail):
+            await self.delete(delivery)
+        else:
             await self.hide(delivery, DELAY_MAX)
-            return
-        entry: dict[str, Any] = {
-            "body": delivery.body,
-            "attributes": {
-                "DagsterTaskiqReason": reason,
-                "DagsterTaskiqDetail": detail[:1024] or reason,
-                "DagsterTaskiqQueue": delivery.queue_url,
-                "DagsterTaskiqMessageId": delivery.message_id,
-                "DagsterTaskiqReceiveCount": str(delivery.receive_count),
-                "DagsterTaskiqWorker": self.name,
-            },
-        }
-        if target.endswith(".fifo"):
-            entry["group_id"] = reason
-            entry["deduplication_id"] = delivery.message_id
-        try:
-            (result,) = await self.broker.client.send(target, [entry])
-            sqs.raise_for_entry(result)
-        except CoreError as error:
-            logger.error("the dead-letter queue does not take it: %s", error, extra=about)
-            await self.hide(delivery, DELAY_MAX)
-            return
-        await self.delete(delivery)
-
-    async def _dead_letter_url(self, queue_url: str) -> str | None:
-        if queue_url not in self._dead_letter_urls:
-            try:
-                self._dead_letter_urls[queue_url] = await sqs.redrive_target(self.broker.client, queue_url)
-            except CoreError as error:
-                logger.warning("the dead-letter queue of %s is not known: %s", queue_url, error)
-                return None
-        return self._dead_letter_urls[queue_url]
 
     # ---- what attempts need -----------------------------------------------------------------------------------------
 
@@ -603,53 +571,6 @@ class SQSTaskIQWorker:
             logger.warning(
                 "the worker's row stays until its heartbeat is old: %s", error, extra=fields(worker=self.identity)
             )
-
-
-class _Slots:
-    """Free slots, shared out fairly among the long polls of several queues, first come, first served.
-
-    Each poll holds as many slots as it may bring messages.  While there are fewer slots than queues that want to poll,
-    polls are shorter, so that no queue waits for long behind another's empty one.
-    """
-
-    def __init__(self, total: int, queues: int) -> None:
-        self._free = total
-        self._queues = queues
-        self._polling = 0
-        self._waiting: deque[asyncio.Future[tuple[int, int]]] = deque()
-
-    async def take(self) -> tuple[int, int]:
-        """(slots, seconds to wait for messages) of the next poll; waits for a slot.  :meth:`polled` tells its end."""
-        turn: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self._share_out()
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.polled(turn.result()[0])
-            raise
-
-    def polled(self, unused: int) -> None:
-        """The poll has ended, and needs ``unused`` of its slots no more."""
-        self._polling -= 1
-        self.give(unused)
-
-    def give(self, count: int) -> None:
-        """Slots are free again."""
-        self._free += count
-        self._share_out()
-
-    def _share_out(self) -> None:
-        while self._free and self._waiting:
-            turn = self._waiting.popleft()
-            if turn.done():
-                continue
-            others = self._queues - self._polling - 1
-            count = min(10, max(1, self._free // (others + 1)))
-            self._free -= count
-            self._polling += 1
-            turn.set_result((count, LONG_POLL if self._free >= others else max(1, LONG_POLL // self._queues)))
 
 
 def _delivery(queue: str, url: str, message: Mapping[str, Any], received_ns: int) -> Delivery:
