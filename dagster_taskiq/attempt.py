@@ -38,6 +38,9 @@ RETRY_SOON = 5
 STEP_TRIES = 2
 """Warm parents that are asked for a step process, when the one before dies meanwhile."""
 
+RUN_WORKER_GRACE = 30.0
+"""Seconds that a run worker has beyond the grace of a step: its own steps are stopped meanwhile."""
+
 VISIBILITY_MAX = 43_200
 """Seconds from its receipt for which SQS hides a message at most."""
 
@@ -125,7 +128,8 @@ class Attempt:
         if self._running and self._step is not None:
             logger.info("cancelling the step", extra=self._about)
             self._step.signal(signal.SIGTERM)
-            asyncio.get_running_loop().call_later(self._host.cancel_grace, self._kill)
+            more = 0.0 if self._task.command == EXECUTE_STEP else RUN_WORKER_GRACE
+            asyncio.get_running_loop().call_later(self._host.cancel_grace + more, self._kill)
 
     def lease_lost(self) -> None:
         """The row is another's, or the lease could not be renewed in time."""
