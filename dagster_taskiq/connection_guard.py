@@ -11,9 +11,10 @@ connection by its ``application_name`` and ends it.  A connection that was put a
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -44,3 +45,18 @@ class ConnectionGuard:
         self._ask()
         with suppress(TypeError):  # SQLite's cannot be remembered; they are never used again
             self._asked.add(connection)
+
+
+@contextmanager
+def marked_connections(name: str) -> Iterator[None]:
+    """Mark the connections that this process opens to PostgreSQL, so that a coordinator that takes over can end
+    them."""
+    before = os.environ.get("PGAPPNAME")
+    os.environ["PGAPPNAME"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PGAPPNAME"]
+        else:
+            os.environ["PGAPPNAME"] = before

@@ -6,15 +6,12 @@ adopted, otherwise the step is run again or has failed."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 from dagster import (
@@ -22,21 +19,23 @@ from dagster import (
     DagsterExecutionInterruptedError,
     DagsterRunStatus,
     Executor,
-    MetadataValue,
     serialize_value,
 )
 
-from dagster_taskiq import _dagster, payload, tags
+from dagster_taskiq import _dagster, payload, stories, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
-from dagster_taskiq.connection_guard import ConnectionGuard
+from dagster_taskiq.connection_guard import ConnectionGuard, marked_connections
 from dagster_taskiq.connection_reuse import ConnectionReuse
-from dagster_taskiq.coordinator import SUPERSEDED_STATUS, Message, RunCoordinator
+from dagster_taskiq.coordinator import SUPERSEDED_STATUS, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
+from dagster_taskiq.requests import signal_wakeup
+from dagster_taskiq.sender import Message
 from dagster_taskiq.sqs import make_client
-from dagster_taskiq.store import IdempotencyStore, RunRow, StepRow, run_application_name
+from dagster_taskiq.store import IdempotencyStore, RunRow, run_application_name
+from dagster_taskiq.takeover import RunSoFar, StepSoFar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -101,7 +100,7 @@ class RunOrchestration:
             if row.state == "ended":
                 yield from self._after_the_end(stack, row)
                 return
-            stack.enter_context(_application_name(run_application_name(row.generation)))
+            stack.enter_context(marked_connections(run_application_name(row.generation)))
             if self._settings.reuse_connections:
                 reuse = ConnectionReuse(log.warning)
                 stack.callback(reuse.close)
@@ -202,7 +201,7 @@ class RunOrchestration:
             log_stores=log_stores,
             sqs=make_client(loop, region=settings.region, endpoint=settings.endpoint_url),
             make_message=self._message,
-            wake_fd=stack.enter_context(_signal_wakeup()),
+            wake_fd=stack.enter_context(signal_wakeup()),
         )
 
     def _drive(self, settle: ExitStack) -> Iterator[DagsterEvent]:
@@ -404,7 +403,7 @@ class RunOrchestration:
             if not self._stopping:
                 self._stop()
             return
-        yield _dagster.engine_event(context, _story(outcome), _details(notice))
+        yield _dagster.engine_event(context, stories.story(outcome), stories.details(notice))
         terminal = _dagster.terminal_event(events)
         if terminal is None:
             terminal = self._decide(context, notice, events)
@@ -430,7 +429,7 @@ class RunOrchestration:
         error = (
             init.engine_event_data.error
             if init is not None
-            else _dagster.error_info(_crash(outcome), "StepProcessCrashed")
+            else _dagster.error_info(stories.crash(outcome), "StepProcessCrashed")
         )
         known = self._known_states.known(self._active, context.step, self._losses.get(step_key, 0))
         return _dagster.failure_or_retry_event(self._executor, context, error, known)
@@ -467,163 +466,51 @@ class RunOrchestration:
     def _take_over(self, previous: int, unfenced: Sequence[int]) -> Iterator[DagsterEvent]:
         """Continue where another run worker stopped.
 
-        Rows first, log after: a row says whether a process lives, the log how it ended.  No limit acts meanwhile: only
-        steps that were under way or had ended are taken out of the plan here, and those hold what they need."""
-        rows = {(row.step_key, row.attempt): row for row in self._coordinator.take_over(unfenced)}
+        No limit acts meanwhile: only steps that were under way or had ended are taken out of the plan here, and those
+        hold what they need."""
+        rows = self._coordinator.take_over(unfenced)
         logged = self._read(lambda: _dagster.logged_steps(self._instance, self._run.run_id))
+        so_far = RunSoFar(rows, logged)
         yield _dagster.engine_event(
-            self._context,
-            f"Taking the run over from coordinator generation {previous}.",
-            {"rows": len(rows), "steps_logged": len(logged)},
+            self._context, f"Taking the run over from coordinator generation {previous}.", so_far.counts
         )
         self._pools.adopting = True
         try:
             while True:
-                yield from self._replay_skips(logged)
+                yield from self._replay_skips(so_far)
                 self._ready.clear()
                 self._active.get_steps_to_execute(limit=0)
-                self._first = {key for key in self._ready if self._is_known(key, logged, rows)}
+                self._first = {key for key in self._ready if so_far.knows(key, self._next_attempt(key))}
                 if not self._first:
                     return
                 for step in self._active.get_steps_to_execute(limit=len(self._first)):
-                    yield from self._adopt(step, logged.pop(step.key, None), rows)
+                    yield from self._adopt(step, so_far.take(step.key, self._next_attempt(step.key)))
         finally:
             self._first = set()
             self._pools.adopting = False
 
-    def _is_known(
-        self, step_key: str, logged: Mapping[str, _dagster.LoggedStep], rows: Mapping[tuple[str, int], StepRow]
-    ) -> bool:
-        step = logged.get(step_key)
-        if step is not None and (step.retries or step.final is not None):
-            return True
-        return (step_key, self._next_attempt(step_key)) in rows
-
-    def _adopt(
-        self, step: Any, logged: _dagster.LoggedStep | None, rows: Mapping[tuple[str, int], StepRow]
-    ) -> Iterator[DagsterEvent]:
-        retries = logged.retries if logged is not None else []
-        self._losses[step.key] = sum(_dagster.is_lost_event(event) for event, _ in retries)
-        first = self._next_attempt(step.key)
-        latest = first + len(retries)
-        # The step process logs the end of its attempt before its worker writes the row.  Until that row has settled
-        # the attempt is under way, whatever the log says: the next one would get no row beside it.
-        under_way = next((n for n in range(first, latest + 1) if _is_claimed(rows.get((step.key, n)))), None)
-        attempt = latest if under_way is None else under_way
-        row = rows.get((step.key, attempt))
-        if under_way is None and logged is not None and logged.final is not None:
-            self._count_attempts(step.key, len(retries))
-            yield from logged.events
-            self._feed(logged.events, logged.final)
-        elif row is not None:
-            self._count_attempts(step.key, attempt - first)
+    def _adopt(self, step: Any, so_far: StepSoFar) -> Iterator[DagsterEvent]:
+        self._losses[step.key] = so_far.losses
+        for _ in range(so_far.attempts_over):
+            self._active.retry_state.mark_attempt(step.key)
+        if so_far.row is not None:
             self._sent[step.key] = step
-            self._coordinator.adopt(row)
+            self._coordinator.adopt(so_far.row)
+        elif so_far.final is not None:
+            yield from so_far.events
+            self._feed(so_far.events, so_far.final)
         else:
-            event, logged_at = retries[-1]
-            self._count_attempts(step.key, len(retries) - 1)
-            due = logged_at + (event.step_retry_data.seconds_to_wait or 0.0)
-            self._active.mark_up_for_retry(step.key, due)
-            self._retry_times[step.key] = due
+            self._active.mark_up_for_retry(step.key, so_far.retry_at)
+            self._retry_times[step.key] = so_far.retry_at
             self._pools.free_step(step.key)
 
-    def _count_attempts(self, step_key: str, attempts: int) -> None:
-        for _ in range(attempts):
-            self._active.retry_state.mark_attempt(step_key)
-
-    def _replay_skips(self, logged: Mapping[str, _dagster.LoggedStep]) -> Iterator[DagsterEvent]:
+    def _replay_skips(self, so_far: RunSoFar) -> Iterator[DagsterEvent]:
         """Skip what has to be skipped, without a second event, and leave out what follows a failure."""
         while steps := self._active.get_steps_to_skip():
             for step in steps:
-                before = logged.get(step.key)
-                if before is None or before.final is None:
+                if not so_far.has_ended(step.key):
                     yield _dagster.step_skipped_event(self._context.for_step(step))
                 self._active.mark_skipped(step.key)
         while steps := self._active.get_steps_to_abandon():
             for step in steps:
                 self._active.mark_abandoned(step.key)
-
-
-def _is_claimed(row: StepRow | None) -> bool:
-    return row is not None and row.state == "claimed"
-
-
-def _story(outcome: Any) -> str:
-    where = f"worker {outcome.worker_name or outcome.owner} on {outcome.host}"
-    said = {
-        "succeeded": "ran on",
-        "failed": "failed on",
-        "cancelled": "was stopped on",
-        "lost": "was lost with",
-    }[outcome.state]
-    return f'Attempt {outcome.attempt} of step "{outcome.step_key}" {said} {where}.'
-
-
-def _details(notice: Ended) -> dict[str, Any]:
-    """Where and how long, as metadata of an engine event."""
-    outcome = notice.outcome
-    details: dict[str, Any] = {
-        "queue": notice.queue,
-        "message_id": notice.message_id,
-        "messages_sent": notice.sends,
-        "worker": outcome.worker_name,
-        "host": outcome.host,
-        "pid": outcome.pid,
-        "generation": outcome.generation,
-        "deliveries": outcome.deliveries,
-        "reason": outcome.reason,
-    }
-    if outcome.claimed_at is not None:
-        details["waited_seconds"] = outcome.claimed_at - outcome.queued_at
-    if outcome.started_at is not None and outcome.finished_at is not None:
-        details["ran_seconds"] = outcome.finished_at - outcome.started_at
-    return {
-        name: MetadataValue.float(value) if isinstance(value, float) else value
-        for name, value in details.items()
-        if value is not None
-    }
-
-
-def _crash(outcome: Any) -> str:
-    """Why a step process ended without an event that says so."""
-    error = json.loads(outcome.error) if outcome.error else {}
-    return (
-        error.get("message")
-        or f"The step process ended without an event that says how ({outcome.reason or 'no reason is known'})."
-    )
-
-
-@contextmanager
-def _signal_wakeup() -> Iterator[int | None]:
-    """A descriptor that becomes readable when a signal arrives: Python restarts a wait that a signal handler did not
-    raise from.
-
-    None outside the main thread, where no signal handler runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield None
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
-
-
-@contextmanager
-def _application_name(name: str) -> Iterator[None]:
-    """Mark the connections that this process opens to PostgreSQL, so that a coordinator that takes over can end
-    them."""
-    before = os.environ.get("PGAPPNAME")
-    os.environ["PGAPPNAME"] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PGAPPNAME"]
-        else:
-            os.environ["PGAPPNAME"] = before

@@ -21,10 +21,12 @@ from proxies import SqsProxy
 from dagster_taskiq import coordinator as module
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
-from dagster_taskiq.coordinator import LAST_RETRY, Message, RunCoordinator, _retry_pause
+from dagster_taskiq.coordinator import RunCoordinator
 from dagster_taskiq.errors import ConfigError
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Trouble, Untaken
+from dagster_taskiq.requests import LAST_RETRY, retry_pause
+from dagster_taskiq.sender import Message
 from dagster_taskiq.sqs import Credentials, make_client
 from dagster_taskiq.store import IdempotencyStore, run_application_name, step_application_name
 
@@ -93,11 +95,13 @@ def test_one_that_is_superseded_at_its_end_leaves(make: Make) -> None:
     assert superseded == [first.generation]
 
 
-def test_a_queued_row_of_a_run_that_is_cancelled_is_settled_whoever_cancels(make: Make, database_url: str) -> None:
+def test_a_queued_row_of_a_run_that_is_cancelled_is_settled_whoever_cancels(
+    make: Make, queue: services.Queue, database_url: str
+) -> None:
     """Even when the word of it is lost and nobody receives the message."""
     coordinator = make()
     coordinator.begin()
-    coordinator.submit([("step", 1, coordinator.settings.queue)])
+    coordinator.submit([("step", 1, queue.name)])
     sql = "SELECT 1 FROM dagster_taskiq_steps WHERE state = 'queued'"
     services.wait_for(lambda: coordinator.poll() or services.rows(database_url, sql), "the row")
     services.rows(database_url, "UPDATE dagster_taskiq_runs SET state = 'cancelling'")
@@ -123,7 +127,7 @@ def test_credentials_that_cannot_be_renewed_for_a_while(make: Make, queue: servi
 
 
 def test_however_often_something_failed_it_is_tried_again_soon() -> None:
-    assert 0 < _retry_pause(100_000) <= LAST_RETRY + 0.05
+    assert 0 < retry_pause(100_000) <= LAST_RETRY + 0.05
 
 
 # ---- taking over and ending ------------------------------------------------------------------------------------------
