@@ -29,6 +29,7 @@ from dagster_taskiq.connection_guard import ConnectionGuard, marked_connections
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.coordinator import SUPERSEDED_STATUS, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
+from dagster_taskiq.inline import InlineWorker, inline_requested
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
 from dagster_taskiq.requests import signal_wakeup
@@ -90,10 +91,13 @@ class RunOrchestration:
         }
         self._code_location = _dagster.code_location_of(self._run)
         self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
+        self._celery_tags: dict[str, str] = {}
+        self._step_settings: dict[str, tags.StepSettings] = {}
 
     # ---- from the first event to the last ---------------------------------------------------------------------------
 
     def events(self) -> Iterator[DagsterEvent]:
+        self._check_tags()
         with ExitStack() as stack:
             self._coordinator = self._connect(stack)
             row = self._coordinator.begin()
@@ -116,6 +120,19 @@ class RunOrchestration:
                 self._leave_after_outage(error)
                 raise
 
+    def _check_tags(self) -> None:
+        """Of all steps, before the first one starts.  Raises ``ConfigError``."""
+        for step in self._plan.steps:
+            tags.step_settings(step.key, step.tags, self._run.tags, self._settings)
+        self._celery_tags = tags.celery_tags_in_use([self._run.tags, *(step.tags for step in self._plan.steps)])
+
+    def _settings_of(self, step: Any) -> tags.StepSettings:
+        known = self._step_settings.get(step.key)
+        if known is None:
+            known = tags.step_settings(step.key, step.tags, self._run.tags, self._settings)
+            self._step_settings[step.key] = known
+        return known
+
     def _from_begin_to_end(self, row: RunRow, stack: ExitStack, settle: ExitStack) -> Iterator[DagsterEvent]:
         yield _dagster.engine_event(
             self._context,
@@ -123,6 +140,11 @@ class RunOrchestration:
             f" {row.generation}).",
             {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
         )
+        if self._celery_tags:
+            names = ", ".join(f"{theirs} ({ours})" for theirs, ours in sorted(self._celery_tags.items()))
+            yield _dagster.engine_event(
+                self._context, f"Tags of dagster-celery are honoured; their names here are in brackets: {names}."
+            )
         self._start_plan(stack)
         if row.previous_generation is not None:
             yield from self._take_over(row.previous_generation, row.unfenced)
@@ -182,8 +204,10 @@ class RunOrchestration:
             )
         )
 
-    def _connect(self, stack: ExitStack) -> RunCoordinator:
+    def _connect(self, stack: ExitStack) -> RunCoordinator | InlineWorker:
         settings = self._settings
+        if inline_requested():
+            return InlineWorker(settings, self._run.run_id, self._message)
         url = database_url_of(settings, self._context)
         loop = Loop()
         stack.callback(loop.close)
@@ -275,14 +299,14 @@ class RunOrchestration:
     def _sort_key(self, step: Any) -> tuple[int, int]:
         """Asked of every step that could run now, each time the plan is asked for steps."""
         self._ready.append(step.key)
-        return (0 if step.key in self._first else 1), -tags.priority_of(step.tags, self._run.tags)
+        return (0 if step.key in self._first else 1), -self._settings_of(step).priority
 
     def _submit(self, steps: Sequence[Any]) -> Iterator[DagsterEvent]:
         for start in range(0, len(steps), SUBMIT):
             attempts = []
             for step in steps[start : start + SUBMIT]:
                 attempt = self._next_attempt(step.key)
-                queue = tags.queue_of(step.tags, self._run.tags, self._settings.queue)
+                queue = self._settings_of(step).queue
                 self._sent[step.key] = step
                 self._retry_times.pop(step.key, None)
                 attempts.append((step.key, attempt, queue))
@@ -300,7 +324,7 @@ class RunOrchestration:
     def _message(self, step_key: str, attempt: int) -> Message:
         step = self._sent[step_key]
         stored: dict[str, str] = {}
-        settings = self._settings
+        settings, own = self._settings, self._settings_of(step)
         known_state = self._known_states.text(self._active, step, self._losses.get(step_key, 0))
         parts = payload.spill({**self._texts, payload.KNOWN_STATE: known_state}, stored)
         task = payload.StepTask(
@@ -308,14 +332,15 @@ class RunOrchestration:
             step_key=step_key,
             attempt=attempt,
             job_name=self._run.job_name,
-            queue=tags.queue_of(step.tags, self._run.tags, settings.queue),
+            queue=own.queue,
             code_location=self._code_location,
-            lease_ttl=settings.lease_ttl,
+            lease_ttl=own.lease_ttl,
             heartbeat=settings.heartbeat_interval,
-            visibility=settings.visibility_timeout,
+            visibility=own.visibility_timeout,
             sent_at=time.time(),
             retry_mode=self._step_retry_mode,
             parts=parts,
+            time_limit=own.time_limit,
         )
         return Message(payload.pack(task, signing_key=settings.signing_key), stored)
 
@@ -418,9 +443,10 @@ class RunOrchestration:
             losses = self._losses[step_key] = self._losses.get(step_key, 0) + 1
             worker = outcome.worker_name or outcome.owner
             lost = f'Attempt {outcome.attempt} of step "{step_key}" was lost with worker {worker}: {outcome.reason}.'
-            if losses <= self._settings.worker_loss_retries:
+            allowed = self._settings_of(context.step).worker_loss_retries
+            if losses <= allowed:
                 return _dagster.step_lost_event(context, f"{lost} The step runs again.")
-            again = f" It has been lost {losses} times; worker_loss_retries is {self._settings.worker_loss_retries}."
+            again = f" It has been lost {losses} times; worker_loss_retries is {allowed}."
             return _dagster.step_failure_event(context, _dagster.error_info(lost + again, _dagster.LOST_ERROR))
         if self._stopping or outcome.state == "cancelled":
             why = f'Step "{step_key}" was stopped because the run is ending ({outcome.reason or outcome.state}).'

@@ -24,7 +24,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from dagster_taskiq import _core, fencing
 from dagster_taskiq.compute_logs import without_mirrors
@@ -145,7 +145,7 @@ def _serve(
         reuse.install()
     # A run worker's events are not its worker's to know.
     run_id = attempt["run_id"] if attempt["command"] == EXECUTE_STEP else None
-    _hand_over(instance, run_id, reporter, levers)
+    hand_over(instance, run_id, reporter, levers)
     argv = ["dagster", "api", attempt["command"], attempt["arguments"]]
     limit_time(attempt["time_limit"])
     code = run_console_script(entry_point(), argv, reporter.raised)
@@ -200,7 +200,15 @@ class _Reporter:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _hand_over(instance: Any, run_id: str | None, reporter: _Reporter, levers: frozenset[str]) -> None:
+class Listener(Protocol):
+    """Who hears of a step's events.  See :class:`_Reporter`."""
+
+    def attached(self) -> None: ...
+    def event(self, entry: Any) -> None: ...
+    def warning(self, text: str) -> None: ...
+
+
+def hand_over(instance: Any, run_id: str | None, reporter: Listener, levers: frozenset[str]) -> None:
     """Make the next ``DagsterInstance.from_ref`` return ``instance`` (built there when None), with a listener on it for
     the events of ``run_id``.
 

@@ -1,9 +1,13 @@
-"""Tags that steer single steps and runs, and how a step's settings follow from them."""
+"""Tags that steer single steps and runs, and the settings of a step that follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dagster_taskiq.config import Settings
+from dagster_taskiq.errors import ConfigError
 
 QUEUE_TAG: Final = "dagster-taskiq/queue"
 """On an op or a job: the queue that its steps are sent to, instead of the executor's."""
@@ -23,19 +27,98 @@ TASK_ID_TAG: Final = "dagster-taskiq/task_id"
 DAGSTER_PRIORITY_TAG: Final = "dagster/priority"
 """Dagster's own tag, honoured where :data:`PRIORITY_TAG` is absent."""
 
+TIME_LIMIT_TAG: Final = "dagster-taskiq/time_limit"
+"""On an op: seconds that one attempt may run; then it is stopped and fails."""
 
-def queue_of(step_tags: Mapping[str, str], run_tags: Mapping[str, str], default: str) -> str:
-    """The queue of a step: its own tag, else the run's, else the executor's."""
-    return step_tags.get(QUEUE_TAG) or run_tags.get(QUEUE_TAG) or default
+LEASE_TAG: Final = "dagster-taskiq/lease_ttl"
+"""On an op: seconds for which a claim holds without renewal, instead of the executor's ``lease_ttl``."""
+
+VISIBILITY_TAG: Final = "dagster-taskiq/visibility_timeout"
+"""On an op: seconds for which a delivery stays hidden between renewals, instead of the executor's."""
+
+LOSSES_TAG: Final = "dagster-taskiq/worker_loss_retries"
+"""On an op: how often it is run again after its worker was lost, instead of the executor's setting."""
+
+CELERY_TAGS: Final[Mapping[str, str]] = {
+    QUEUE_TAG: "dagster-celery/queue",
+    PRIORITY_TAG: "dagster-celery/priority",
+    RUN_PRIORITY_TAG: "dagster-celery/run_priority",
+}
+"""Ours -> dagster-celery's name, which counts where ours is absent."""
 
 
-def priority_of(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> int:
-    """The priority of a step; what is no whole number counts as 0."""
-    own = step_tags.get(PRIORITY_TAG, step_tags.get(DAGSTER_PRIORITY_TAG))
-    return _whole(own) + _whole(run_tags.get(RUN_PRIORITY_TAG))
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """What the tags of a step and of its run make of an executor's settings.  ``time_limit`` in seconds or None."""
+
+    queue: str
+    priority: int
+    lease_ttl: float
+    visibility_timeout: int
+    worker_loss_retries: int
+    time_limit: float | None
 
 
-def _whole(text: str | None) -> int:
+def step_settings(
+    step_key: str, step_tags: Mapping[str, str], run_tags: Mapping[str, str], settings: Settings
+) -> StepSettings:
+    """The settings of one step.  The queue is the step's own, else the run's, else the executor's; the other tags count
+    on the op only.  Raises ``ConfigError`` that names step and tag."""
+
+    def own(tag: str, convert: Callable[[str], Any], default: Any) -> Any:
+        return _converted(f"step {step_key!r}", tag, _get(step_tags, tag), convert, default)
+
+    priority = own(PRIORITY_TAG, int, None)
+    if priority is None:
+        # Dagster takes whatever is in its own tag, and so do we.
+        priority = _lenient(step_tags.get(DAGSTER_PRIORITY_TAG))
+    priority += _converted("the run", RUN_PRIORITY_TAG, _get(run_tags, RUN_PRIORITY_TAG), int, 0)
+    limit = own(TIME_LIMIT_TAG, float, None)
+    if limit is not None and not 0 < limit < float("inf"):
+        raise ConfigError(f"step {step_key!r}: tag {TIME_LIMIT_TAG} must be more than 0 seconds, not {limit:g}.")
+    checked = settings
+    if any(tag in step_tags for tag in (LEASE_TAG, VISIBILITY_TAG, LOSSES_TAG)):
+        own_settings = {
+            "lease_ttl": own(LEASE_TAG, float, settings.lease_ttl),
+            "visibility_timeout": own(VISIBILITY_TAG, int, settings.visibility_timeout),
+            "worker_loss_retries": own(LOSSES_TAG, int, settings.worker_loss_retries),
+        }
+        try:
+            checked = replace(settings, **own_settings)
+        except ConfigError as error:
+            raise ConfigError(f"the tags of step {step_key!r}: {error}") from None
+    return StepSettings(
+        queue=_get(step_tags, QUEUE_TAG) or _get(run_tags, QUEUE_TAG) or settings.queue,
+        priority=priority,
+        lease_ttl=checked.lease_ttl,
+        visibility_timeout=checked.visibility_timeout,
+        worker_loss_retries=checked.worker_loss_retries,
+        time_limit=limit,
+    )
+
+
+def celery_tags_in_use(all_tags: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """dagster-celery's tags among these -> the names that they should have here."""
+    found = {name for tags in all_tags for name in tags}
+    return {theirs: ours for ours, theirs in CELERY_TAGS.items() if theirs in found}
+
+
+def _get(tags: Mapping[str, str], tag: str) -> str | None:
+    value = tags.get(tag)
+    return value if value is not None or tag not in CELERY_TAGS else tags.get(CELERY_TAGS[tag])
+
+
+def _converted(whose: str, tag: str, text: str | None, convert: Callable[[str], Any], default: Any) -> Any:
+    if text is None:
+        return default
+    try:
+        return convert(text)
+    except ValueError:
+        kind = "a whole number" if convert is int else "a number"
+        raise ConfigError(f"{whose}: tag {tag} must be {kind}, not {text!r}.") from None
+
+
+def _lenient(text: str | None) -> int:
     try:
         return int(text) if text else 0
     except ValueError:

@@ -63,6 +63,16 @@ def single() -> None:
 
 
 @job(executor_def=taskiq_executor)
+def from_celery() -> None:
+    one.tag({"dagster-celery/queue": "of-celery", "dagster-celery/priority": "3"})()
+
+
+@job(executor_def=taskiq_executor)
+def badly_tagged() -> None:
+    plus_one.tag({"dagster-taskiq/time_limit": "soon"})(one())
+
+
+@job(executor_def=taskiq_executor)
 def chain() -> None:
     plus_one.alias("third")(plus_one.alias("second")(one()))
 

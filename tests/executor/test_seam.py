@@ -34,7 +34,7 @@ from dagster import (
     serialize_value,
 )
 
-from dagster_taskiq import _dagster, orchestration
+from dagster_taskiq import _dagster, orchestration, requests
 
 
 class Probe(Executor):
@@ -240,7 +240,7 @@ def test_the_interrupt_of_a_signal_reaches_the_plan_and_wakes_a_wait(instance: D
         import select
 
         pools = _dagster.PoolSlots(context.instance, context.dagster_run)
-        with start(plan, pools) as active, orchestration._signal_wakeup() as wake_fd:
+        with start(plan, pools) as active, requests.signal_wakeup() as wake_fd:
             assert threading.current_thread() is threading.main_thread()
             os.kill(os.getpid(), signal.SIGTERM)
             assert select.select([wake_fd], [], [], 30)[0], "a signal does not wake a wait"
