@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster
 import jobs_basics
 import services
-from conformance_case import IN_PROCESS, MULTIPROCESS, TASKIQ, Case
+from conformance_case import IN_PROCESS, MULTIPROCESS, Case
 from conformance_observed import Observed, observe
-from dagster import DagsterInstance, JobExecutionResult, ReexecutionOptions, execute_job, reconstructable
+from dagster import DagsterEvent, DagsterInstance, JobExecutionResult, ReexecutionOptions, execute_job, reconstructable
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 
 IN_PROCESS_SETTINGS = ("retries", "step_dependency_config")
 
+FORK_SERVER = {"forkserver": {"preload_modules": ["conformance_repository"]}}
+"""Of the multiprocess executor: a step costs a fork, not an interpreter with all of Dagster."""
+
 
 class Bench:
-    """``queue`` is for our executor alone, the references do without."""
+    """The queue comes from the environment: the config of a job need not have room for it."""
 
-    def __init__(self, instance: DagsterInstance, queue: str = "") -> None:
+    def __init__(self, instance: DagsterInstance, environment: Mapping[str, str]) -> None:
         self.instance = instance
-        self.queue = queue
+        self.environment = environment
         # The class is not public, an object of it is.
         self._repositories = type(reconstructable(jobs_basics.basics_single).repository)
+        self.yielded: dict[tuple[str, str], dict[str, list[str]]] = {}
+        """What the caller of ``execute_job`` was given."""
         self._seen: dict[tuple[str, str], Observed] = {}
 
     def job(self, name: str, executor: str) -> Any:
@@ -39,9 +44,9 @@ class Bench:
         settings = dict(case.settings)
         if executor == IN_PROCESS:
             settings = {name: settings[name] for name in IN_PROCESS_SETTINGS if name in settings}
-        elif executor == TASKIQ:
-            settings["queue"] = self.queue
-        return {**case.config, "execution": {"config": settings}}
+        elif executor == MULTIPROCESS and not case.own_config:
+            settings["start_method"] = FORK_SERVER
+        return {**case.config, **({"execution": {"config": settings}} if settings else {})}
 
     def run(self, case: Case, executor: str) -> JobExecutionResult:
         """The run to look at: of a case with ``again`` the second one."""
@@ -61,7 +66,8 @@ class Bench:
         with warnings.catch_warnings():
             # Dagster's: of what is in preview.
             warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", dagster.BetaWarning)
+            warnings.simplefilter("ignore", dagster.PreviewWarning)
             return execute_job(
                 self.job(case.job, executor),
                 self.instance,
@@ -78,6 +84,7 @@ class Bench:
         known = self._seen.get((case.id, executor))
         if known is None:
             result = self.run(case, executor)
+            self.yielded[case.id, executor] = step_events(result.all_events)
             known = self._seen[case.id, executor] = observe(self.instance, result.run_id)
         return known
 
@@ -89,6 +96,15 @@ class Bench:
                 found: Observed = recorded["cases"][case.id]
                 return found
         return self.observed(case, executor)
+
+
+def step_events(events: Iterable[DagsterEvent]) -> dict[str, list[str]]:
+    """Types of each step's events, engine events aside."""
+    found: dict[str, list[str]] = {}
+    for event in events:
+        if event.step_key is not None and not event.is_engine_event:
+            found.setdefault(event.step_key, []).append(event.event_type_value)
+    return found
 
 
 def load_golden(theme: str) -> Mapping[str, Any]:
@@ -111,13 +127,14 @@ def write_home(home: Path, database_url: str) -> None:
     path.write_text(json.dumps(settings))
 
 
-def environment(home: Path, endpoint: str) -> dict[str, str]:
+def environment(home: Path, endpoint: str = "", queue: str = "") -> dict[str, str]:
     """For the test and all processes of it."""
     return {
+        "DAGSTER_TASKIQ_QUEUE": queue,
         "DAGSTER_HOME": str(home),
         "AWS_ENDPOINT_URL_SQS": endpoint,
         "PYTHONPATH": str(HERE),
         **services.dummy_environment(),
         "CONFORMANCE_SECRET": "from the environment",
+        "CONFORMANCE_FILES": str(home / "files"),
     }
-

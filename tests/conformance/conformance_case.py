@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
-from dagster import DagsterInstance, Definitions, in_process_executor, multiprocess_executor
+from dagster import BetaWarning, DagsterInstance, Definitions, JobDefinition, in_process_executor, multiprocess_executor
 
 from dagster_taskiq import taskiq_executor
 
@@ -17,8 +19,24 @@ TASKIQ = "taskiq"
 
 EXECUTORS = {IN_PROCESS: in_process_executor, MULTIPROCESS: multiprocess_executor, TASKIQ: taskiq_executor}
 
-THEMES = ("basics",)
-"""Each is a module ``jobs_<theme>`` with ``CASES`` and ``definitions()``."""
+THEMES = (
+    "basics",
+    "retries",
+    "dynamic",
+    "resources",
+    "hooks",
+    "io_managers",
+    "assets",
+    "checks",
+    "partitions",
+    "configured",
+    "failures",
+    "logs",
+    "limits",
+    "reexecution",
+    "values",
+)
+"""Each is a module ``jobs_<theme>`` with ``CASES``, jobs, and perhaps ``DEFINITIONS`` that they need."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class Case:
     assets: Sequence[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the executor; ``in_process`` gets only those that it has."""
+    own_config: bool = False
+    """The job's config is a mapping that has no room for the executor's."""
     again: str | Sequence[str] | None = None
     """``from_failure`` or a step selection."""
     success: bool = True
@@ -46,8 +66,15 @@ class Case:
 
 
 def cases(theme: str) -> list[Case]:
-    found: list[Case] = importlib.import_module(f"jobs_{theme}").CASES
+    found: list[Case] = _module(theme).CASES
     return found
+
+
+def _module(theme: str) -> ModuleType:
+    with warnings.catch_warnings():
+        # Dagster's, of what is not settled yet.
+        warnings.simplefilter("ignore", BetaWarning)
+        return importlib.import_module(f"jobs_{theme}")
 
 
 def all_cases() -> list[tuple[str, Case]]:
@@ -56,5 +83,9 @@ def all_cases() -> list[tuple[str, Case]]:
 
 def definitions(executor: str) -> Definitions:
     """All jobs in one code location, as users have them; jobs that name no executor get this one."""
-    themes = [importlib.import_module(f"jobs_{theme}").definitions() for theme in THEMES]
-    return Definitions.merge(Definitions(executor=EXECUTORS[executor]), *themes)
+    parts = [Definitions(executor=EXECUTORS[executor])]
+    for theme in THEMES:
+        module = _module(theme)
+        parts.append(Definitions(jobs=[value for value in vars(module).values() if isinstance(value, JobDefinition)]))
+        parts += [module.DEFINITIONS] if hasattr(module, "DEFINITIONS") else []
+    return Definitions.merge(*parts)

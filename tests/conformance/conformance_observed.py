@@ -19,6 +19,9 @@ from typing import Any
 from dagster import DagsterEvent, DagsterInstance
 
 RUN = "RUN"
+LONGEST = 2000
+"""Characters of a line; longer ones are cut."""
+
 PRINT_MARK = "printed by "
 """``printed by <step key>: <text>``."""
 
@@ -59,7 +62,8 @@ class _Mask:
         text = text.replace(self._run_id, "<run>").replace(self._home, "<home>")
         text = re.sub(r"(pid[:= ]+|process )\d+", r"\1<pid>", text)
         text = re.sub(r"after [\d.]+ ?(ms|s\b|m\b)", "after <time>", text)
-        return re.sub(r"0x[0-9a-f]{6,}", "<address>", text)
+        text = re.sub(r"0x[0-9a-f]{6,}", "<address>", text)
+        return text if len(text) <= LONGEST else f"{text[:200]}… of {len(text)} characters"
 
 
 def _captured_step(event: DagsterEvent) -> str | None:
@@ -208,7 +212,11 @@ def _values(folder: Path) -> Iterator[tuple[str, str]]:
         parts = path.relative_to(folder).parts
         if path.is_dir() or parts[0] == "compute_logs":
             continue
-        text = repr(pickle.loads(path.read_bytes()))
+        try:
+            text = repr(pickle.loads(path.read_bytes()))
+        except EOFError:
+            # An output that could not be pickled leaves an empty file.
+            text = "(nothing)"
         if len(text) > 200:
             text = f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
         yield parts[0], f"VALUE {'/'.join(parts[1:])} = {text}"

@@ -37,6 +37,40 @@ def _replacing(pattern: str, text: str) -> Change:
     return lambda observed: {key: [matcher.sub(text, line) for line in lines] for key, lines in observed.items()}
 
 
+def _last(pattern: str) -> Change:
+    """Put the lines that match behind the others, in the order of the alphabet."""
+    matches = re.compile(pattern).match
+    return lambda observed: {
+        key: [line for line in lines if not matches(line)] + sorted(line for line in lines if matches(line))
+        for key, lines in observed.items()
+    }
+
+
+def _with_names_sorted(pattern: str) -> Change:
+    """Put the names between the brackets of a line that matches in the order of the alphabet."""
+    matcher = re.compile(rf"({pattern})\[([^\]]*)\]")
+
+    def ordered(found: re.Match[str]) -> str:
+        return f"{found[1]}[{', '.join(sorted(found[2].split(', ')))}]"
+
+    return lambda observed: {key: [matcher.sub(ordered, line) for line in lines] for key, lines in observed.items()}
+
+
+def _without_choice_of_failure(observed: Observed) -> Observed:
+    """Where several steps fail, take the error out of the run's failure."""
+    failed = [key for key, lines in observed.items() if any(line.startswith("STEP_FAILURE ") for line in lines)]
+    if len(failed) < 2:
+        return observed
+    return _replacing(r"^PIPELINE_FAILURE error=.*", "PIPELINE_FAILURE error=<of one of the steps>")(observed)
+
+
+def _without_error_of_the_run(observed: Observed) -> Observed:
+    """Where a step failed outside of user code, take the error out of the run's failure."""
+    if any("STEP_FAILURE source=FRAMEWORK_ERROR" in line for lines in observed.values() for line in lines):
+        return _replacing(r"^PIPELINE_FAILURE error=.*", "PIPELINE_FAILURE error=<of the step>")(observed)
+    return observed
+
+
 RULES = (
     Rule(
         "executor-engine-events",
@@ -64,6 +98,59 @@ RULES = (
         (IN_PROCESS,),
         "resources are made once in a process: there for the run, here for each step",
         _dropping("RESOURCE_INIT_"),
+    ),
+    Rule(
+        "one-step-at-a-time",
+        (IN_PROCESS,),
+        "steps run one after another there, so none waits for a slot of a pool",
+        _dropping("ENGINE_EVENT message=Step blocked by "),
+    ),
+    Rule(
+        "order-of-resources",
+        BOTH,
+        "the resources whose teardown failed are a set: it is chance in which order they are named",
+        _with_names_sorted("ENGINE_EVENT message=Teardown of resources "),
+    ),
+    Rule(
+        "order-of-hooks",
+        BOTH,
+        "the hooks of an op are a set: it is chance which comes first",
+        _last("HOOK_SKIPPED"),
+    ),
+    Rule(
+        "death-of-a-process",
+        (MULTIPROCESS,),
+        "of a step process that dies multiprocess says that it died; ours names exit code or signal, and the memory",
+        _replacing(
+            r"error=(ChildProcessCrashException: .*|StepProcessCrashed: .*(exit code|SIG).*)",
+            "error=<the process died>",
+        ),
+    ),
+    Rule(
+        "framework-error-event",
+        (MULTIPROCESS,),
+        "steps run by `dagster api execute_step`, as under Dagster's executors for containers: it adds an engine event",
+        _dropping(
+            "ENGINE_EVENT message=An exception was thrown during step execution that is likely a framework error"
+        ),
+    ),
+    Rule(
+        "error-of-the-run",
+        (MULTIPROCESS,),
+        "of a step that failed outside of user code multiprocess makes an error of its own; ours is the step's",
+        _without_error_of_the_run,
+    ),
+    Rule(
+        "first-failure",
+        (MULTIPROCESS,),
+        "a run fails with the error of the step that failed first; of steps that run side by side that is chance",
+        _without_choice_of_failure,
+    ),
+    Rule(
+        "jitter",
+        BOTH,
+        "the wait before a retry with jitter is drawn by lot",
+        _replacing(r"wait=\d+\.\d{5,}", "wait=<by lot>"),
     ),
 )
 

@@ -28,23 +28,21 @@ def shared_bench(
         services.fresh_queue(_sqs_server) as queue,
     ):
         conformance_bench.write_home(home, database_url)
-        for name, value in conformance_bench.environment(home, _sqs_server).items():
+        environment = conformance_bench.environment(home, _sqs_server, queue.name)
+        for name, value in environment.items():
             patch.setenv(name, value)
         processes = services.Processes(folder)
         try:
             processes.start_worker([queue.name], slots=3)
             with DagsterInstance.get() as instance:
-                yield Bench(instance, queue.name)
+                yield Bench(instance, environment)
         finally:
             processes.end()
 
 
 @pytest.fixture
-def bench(
-    shared_bench: Bench, clean_environment: None, _sqs_server: str, monkeypatch: pytest.MonkeyPatch
-) -> Bench:
+def bench(shared_bench: Bench, clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The same, in a test whose environment was cleaned."""
-    home = Path(shared_bench.instance.root_directory)
-    for name, value in conformance_bench.environment(home, _sqs_server).items():
+    for name, value in shared_bench.environment.items():
         monkeypatch.setenv(name, value)
     return shared_bench

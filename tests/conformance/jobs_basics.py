@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator
 
 from conformance_case import Case
+from conformance_ops import one, plus_one, total
 from dagster import (
-    Definitions,
     GraphOut,
     In,
     Nothing,
@@ -16,21 +16,6 @@ from dagster import (
     job,
     op,
 )
-
-
-@op
-def one() -> int:
-    return 1
-
-
-@op
-def plus_one(value: int) -> int:
-    return value + 1
-
-
-@op
-def total(values: list[int]) -> int:
-    return sum(values)
 
 
 @job
@@ -100,8 +85,6 @@ def basics_nothing() -> None:
     after([nothing.alias("first")(), nothing.alias("second")()])
 
 
-
-
 @op(ins={"word": In(default_value=None)})
 def with_none(word: object) -> str:
     return str(word)
@@ -122,7 +105,7 @@ def basics_inputs_from_config() -> None:
     configured_inputs()
 
 
-@op(out={name: Out(int) for name in "abcdef"})
+@op(out={letter: Out(int) for letter in "abcdef"})
 def many() -> Iterator[Output[int]]:
     for number, name in enumerate("abcdef"):
         yield Output(number, name, metadata={"number": number})
@@ -180,6 +163,17 @@ def basics_tags() -> None:
     tells_tags()
 
 
+@op(tags={"dagster-k8s/config": {"container_config": {"resources": {"limits": {"memory": "1Gi"}}}}, "other/tag": "x"})
+def tagged_for_others() -> int:
+    return 1
+
+
+@job(tags={"dagster-celery/priority": "7"})
+def basics_foreign_tags() -> None:
+    """Tags of other executors do no harm."""
+    tagged_for_others()
+
+
 @op
 def tells_run(context: OpExecutionContext) -> dict[str, object]:
     run = context.instance.get_run_by_id(context.run_id)
@@ -188,7 +182,6 @@ def tells_run(context: OpExecutionContext) -> dict[str, object]:
         "job": context.job_name,
         "status": run.status.value,
         "same": run.run_id == context.run.run_id,
-        "config": sorted(context.run.run_config),
         "events": len(context.instance.all_logs(context.run_id)) > 0,
     }
 
@@ -236,30 +229,8 @@ CASES = [
     Case("basics_async"),
     Case("basics_nested_graphs"),
     Case("basics_tags", tags={"given": "to the run", "dagster/max_runtime": "3600"}),
+    Case("basics_foreign_tags"),
     Case("basics_instance"),
     Case("basics_selected", ops=["*second", "elsewhere"], name="basics_op_selection"),
     Case("basics_large_output"),
 ]
-
-
-def definitions() -> Definitions:
-    return Definitions(
-        jobs=[
-            basics_single,
-            basics_chain,
-            basics_diamond,
-            basics_multiple_outputs,
-            basics_skip,
-            basics_fan_in_of_skipped,
-            basics_nothing,
-            basics_defaults,
-            basics_inputs_from_config,
-            basics_generator,
-            basics_async,
-            basics_nested_graphs,
-            basics_tags,
-            basics_instance,
-            basics_selected,
-            basics_large_output,
-        ]
-    )
