@@ -261,55 +261,81 @@ def step_dependency_config(config: Mapping[str, Any] | None) -> Any:
 
 
 class KnownStates:
-    """What Dagster's state of the run looks like to one step attempt.
+    """What Dagster's state of the run looks like to one step attempt: only what that step can need of it, so that it
+    does not grow with the run.
 
-    Attempts that were lost do not count, so that they do not use up the op's retry policy; only outputs of steps that
-    this one depends on are named, so that the state does not grow with the run; mapping keys that a retried dynamic
-    step emitted twice appear once.  Steps that look at the same things share one text.
+    Attempts that were lost do not count, so that they do not use up the op's retry policy.  Of outputs (of this run and
+    of those that it re-executes) only the step's own inputs are named.  Of mapping keys a mapped step is told its own,
+    a step that collects is told all (once, where a retried dynamic step emitted them twice), any other none: with them
+    a step process makes steps of the plan, and it needs no others.
 
-    Why: a step process is started with it.  Relies on KnownExecutionState being a named tuple."""
+    Why: a step process is started with it.  Relies on KnownExecutionState and PastExecutionState being named tuples, on
+    the inputs of a step naming the outputs that they come from, and on the plan keeping each mapped step as it was
+    before its keys were known, which says whose keys they are."""
 
-    def __init__(self) -> None:
-        self._mappings: tuple[int, dict[str, Any]] = (0, {})
-        self._texts: dict[Any, str] = {}
+    def __init__(self, plan: Any) -> None:
+        self._plan = plan
+        self._sources: dict[str, tuple[str, str]] = {}
 
     def known(self, active: Any, step: Any, losses: int) -> Any:
         """As Dagster's record."""
         state = active.get_known_state()
-        upstream = step.get_execution_dependency_keys()
+        inputs = {handle for one in step.step_inputs for handle in one.get_step_output_handle_dependencies()}
         attempts = state.previous_retry_attempts.get(step.key, 0) - losses
         return state._replace(
             previous_retry_attempts={step.key: attempts} if attempts > 0 else {},
-            ready_outputs={handle for handle in state.ready_outputs if handle.step_key in upstream}
-            if upstream
-            else set(),
-            dynamic_mappings=self._without_doubles(state.dynamic_mappings),
+            ready_outputs=inputs & state.ready_outputs,
+            dynamic_mappings=self._mappings(step, inputs, state.dynamic_mappings),
+            parent_state=_past_state_of(inputs, state.parent_state),
         )
 
     def text(self, active: Any, step: Any, losses: int) -> str:
         """As JSON."""
-        state = self.known(active, step, losses)
-        key = (
-            len(state.dynamic_mappings),
-            tuple(state.previous_retry_attempts.items()),
-            frozenset(state.ready_outputs),
-        )
-        text = self._texts.get(key)
-        if text is None:
-            if len(self._texts) >= 256:
-                self._texts.clear()
-            text = self._texts[key] = serialize_value(state)
-        return text
+        return serialize_value(self.known(active, step, losses))
 
-    def _without_doubles(self, mappings: Mapping[str, Any]) -> dict[str, Any]:
-        """Dynamic steps only ever add to the mappings: one computation for each of them."""
-        if len(mappings) != self._mappings[0]:
-            unique = {
-                key: {name: None if keys is None else list(dict.fromkeys(keys)) for name, keys in outputs.items()}
-                for key, outputs in mappings.items()
+    def _mappings(self, step: Any, inputs: Iterable[Any], mappings: Mapping[str, Any]) -> dict[str, Any]:
+        own_key = getattr(step.handle, "mapping_key", None)
+        if own_key is not None:
+            source, output = self._source_of(step)
+            return {source: {name: [own_key] if name == output else [] for name in mappings[source]}}
+        collected = {handle.step_key if handle.mapping_key else self._source_key(handle.step_key) for handle in inputs}
+        # An output without a key has given no input that would tell who collects it: every step is told of it.
+        return {
+            key: {
+                name: keys and (list(dict.fromkeys(keys)) if key in collected else []) for name, keys in outputs.items()
             }
-            self._mappings = (len(mappings), unique)
-        return self._mappings[1]
+            for key, outputs in mappings.items()
+            if key in collected or not all(outputs.values())
+        }
+
+    def _source_key(self, step_key: str) -> str | None:
+        """The dynamic step that a mapped step is there for; None when it is no mapped step."""
+        if not step_key.endswith("]"):
+            return None
+        step = self._plan.get_step_by_key(step_key)
+        return None if getattr(step.handle, "mapping_key", None) is None else self._source_of(step)[0]
+
+    def _source_of(self, step: Any) -> tuple[str, str]:
+        """Step and output that a mapped step has its key from."""
+        unresolved = step.handle.unresolved_form.to_key()
+        found = self._sources.get(unresolved)
+        if found is None:
+            mapped = self._plan.get_step_by_key(unresolved)
+            found = self._sources[unresolved] = mapped.resolved_by_step_key, mapped.resolved_by_output_name
+        return found
+
+
+def _unique(keys: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(keys))
+
+
+def _past_state_of(inputs: set[Any], past: Any) -> Any:
+    """What a run that is re-executed, and those before it, have given of these outputs."""
+    if past is None:
+        return None
+    return past._replace(
+        produced_outputs=inputs & past.produced_outputs, parent_state=_past_state_of(inputs, past.parent_state)
+    )
 
 
 # ---- pools ----------------------------------------------------------------------------------------------------------

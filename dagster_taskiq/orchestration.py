@@ -83,7 +83,7 @@ class RunOrchestration:
         self._first: set[str] = set()
         self._ready: list[str] = []
         self._sent: dict[str, Any] = {}
-        self._known_states = _dagster.KnownStates()
+        self._known_states = _dagster.KnownStates(plan)
         self._stopping = False
         self._texts = {
             payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),

@@ -199,7 +199,7 @@ def test_known_state_hides_losses_and_names_only_what_is_upstream(instance: Dags
             assert _dagster.is_lost_event(event), "the error class of a retry event cannot be read back"
             active.handle_event(event)
             (step,) = active.get_steps_to_execute()
-            states = _dagster.KnownStates()
+            states = _dagster.KnownStates(plan)
             assert active.retry_state.get_attempt_count("first") == 1, "ActiveExecution.retry_state changed"
             assert states.known(active, step, 1).previous_retry_attempts == {}
             assert states.known(active, step, 0).previous_retry_attempts == {"first": 1}
@@ -210,11 +210,6 @@ def test_known_state_hides_losses_and_names_only_what_is_upstream(instance: Dags
 
     with pytest.raises(DagsterExecutionInterruptedError):
         run(instance, script)
-
-
-def test_doubled_mapping_keys_are_sent_once() -> None:
-    unique = _dagster.KnownStates()._without_doubles({"many": {"result": ["a", "b", "a"], "none": None}})
-    assert unique == {"many": {"result": ["a", "b"], "none": None}}
 
 
 def test_a_crash_becomes_a_retry_by_the_ops_policy_then_a_failure(instance: DagsterInstance) -> None:
