@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final
 
@@ -45,6 +45,13 @@ STATE_EVENTS: Final = TERMINAL_EVENTS | {
     DagsterEventType.RESOURCE_INIT_FAILURE,
 }
 """What is read back from the event log: enough to tell how an attempt ended and what it gave."""
+
+PROGRESS_EVENTS: Final = frozenset(
+    {DagsterEventType.HANDLED_OUTPUT, DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_OBSERVATION}
+)
+"""What follows an output in the log when it has been stored."""
+
+_PROOFS: Final = PROGRESS_EVENTS | {DagsterEventType.STEP_OUTPUT, DagsterEventType.STEP_SUCCESS}
 
 ATTEMPT_METADATA: Final = "attempt"
 """Metadata key under which our STEP_WORKER_STARTING events carry the attempt's number."""
@@ -260,6 +267,11 @@ def step_dependency_config(config: Mapping[str, Any] | None) -> Any:
     return type(member.fget(None)).from_config(config) if member is not None else None
 
 
+def feeds_outputs_live(config: Any) -> bool:
+    """Whether a step may start when the outputs are there that it needs, before the steps that gave them have ended."""
+    return getattr(config, "require_upstream_step_success", True) is False
+
+
 class KnownStates:
     """What Dagster's state of the run looks like to one step attempt: only what that step can need of it, so that it
     does not grow with the run.
@@ -473,9 +485,10 @@ def is_outage(error: BaseException | None) -> bool:
 
 
 def attempt_events(
-    instance: DagsterInstance, run_id: str, attempts: Iterable[tuple[str, int]]
+    instance: DagsterInstance, run_id: str, attempts: Iterable[tuple[str, int]], *, progress: bool = False
 ) -> dict[tuple[str, int], list[DagsterEvent]]:
-    """What the event log holds of some attempts, in order: outputs and the terminal event.
+    """What the event log holds of some attempts, in order: outputs and the terminal event; with ``progress`` also what
+    says that outputs are stored.
 
     Events carry no attempt number; an attempt's are those that follow our STEP_WORKER_STARTING with its number, up to
     the next one of the step.  The log is read from its end, no further than needed.
@@ -487,8 +500,9 @@ def attempt_events(
     found: dict[tuple[str, int], list[DagsterEvent]] = {key: [] for key in wanted}
     step_keys = {step_key for step_key, _ in wanted}
     cursor: str | None = None
+    types = set(STATE_EVENTS | PROGRESS_EVENTS if progress else STATE_EVENTS)
     while missing:
-        page = instance.get_records_for_run(run_id, cursor, of_type=set(STATE_EVENTS), limit=_LOG_PAGE, ascending=False)
+        page = instance.get_records_for_run(run_id, cursor, of_type=types, limit=_LOG_PAGE, ascending=False)
         for record in page.records:
             event = record.event_log_entry.dagster_event
             if event is None or event.step_key not in step_keys:
@@ -507,6 +521,30 @@ def attempt_events(
     return found
 
 
+def stored_outputs(step: Any, events: Iterable[DagsterEvent]) -> list[DagsterEvent]:
+    """The STEP_OUTPUT events of a step, from what the log has of it so far, whose outputs other steps can read.
+
+    Dagster says that an output was given before the IO manager has stored it.  An op goes on only after that, so what
+    follows is proof, unless it is the attempt's failure; of what no IO manager is asked to store, none is needed.
+    Outputs with a mapping key are left out: nothing can read them before the step has succeeded.
+
+    Why: steps that wait for outputs, and not for the end of the steps that give them.  Reads attributes of the plan's
+    outputs."""
+    found = []
+    last: DagsterEvent | None = None
+    for event in events:
+        if last is not None and event.event_type in _PROOFS:
+            found.append(last)
+        last = None
+        if event.is_successful_output and event.step_output_data.mapping_key is None:
+            output = step.step_output_named(event.step_output_data.output_name)
+            if output.dagster_type_key == "Nothing" or output.properties.asset_check_key is not None:
+                found.append(event)
+            else:
+                last = event
+    return found
+
+
 def starting_attempt(event: DagsterEvent) -> int:
     """The attempt's number in a STEP_WORKER_STARTING event of ours; 0 in another executor's."""
     value = event.engine_event_data.metadata.get(ATTEMPT_METADATA)
@@ -521,29 +559,34 @@ class LoggedStep:
     """Retry events with their time (epoch seconds)."""
     events: list[DagsterEvent]
     """Outputs and the final event of the last attempt."""
+    history: list[DagsterEvent] = field(default_factory=list)
+    """All that was asked for of all attempts."""
 
     @property
     def final(self) -> DagsterEvent | None:
         return terminal_event(self.events)
 
 
-def logged_steps(instance: DagsterInstance, run_id: str) -> dict[str, LoggedStep]:
-    """The whole run as the event log holds it, step by step, the last attempt of each.
+def logged_steps(instance: DagsterInstance, run_id: str, *, progress: bool = False) -> dict[str, LoggedStep]:
+    """The whole run as the event log holds it, step by step, the last attempt of each; ``progress`` as for
+    :func:`attempt_events`, in the history only.
 
     Why: a resumed run is rebuilt from it (Dagster's own rebuild refuses retries with a delay and skips)."""
     steps: dict[str, LoggedStep] = {}
     cursor: str | None = None
+    types = set(STATE_EVENTS | PROGRESS_EVENTS if progress else STATE_EVENTS)
     while True:
-        page = instance.get_records_for_run(run_id, cursor, of_type=set(STATE_EVENTS), limit=_LOG_PAGE, ascending=True)
+        page = instance.get_records_for_run(run_id, cursor, of_type=types, limit=_LOG_PAGE, ascending=True)
         for record in page.records:
             event = record.event_log_entry.dagster_event
             if event is None or event.step_key is None:
                 continue
             step = steps.setdefault(event.step_key, LoggedStep([], []))
+            step.history.append(event)
             if event.is_step_up_for_retry:
                 step.retries.append((event, record.event_log_entry.timestamp))
                 step.events = []
-            elif event.event_type is not DagsterEventType.STEP_WORKER_STARTING:
+            elif event.event_type in STATE_EVENTS and event.event_type is not DagsterEventType.STEP_WORKER_STARTING:
                 step.events.append(event)
         if not page.has_more:
             return steps

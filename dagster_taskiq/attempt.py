@@ -52,6 +52,10 @@ _TERMINAL: dict[str, State] = {
 }
 
 
+_PROGRESS = ("STEP_OUTPUT", "HANDLED_OUTPUT", "ASSET_MATERIALIZATION", "ASSET_OBSERVATION")
+"""Events after which an output may be there for other steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One receipt of a message.  ``received_ns``: boot clock."""
@@ -106,6 +110,8 @@ class Attempt:
         self._overdue = False
         self._lost: str | None = None
         self._lease_over = False
+        self._progress: asyncio.Task[None] | None = None
+        self._more_progress = False
         self._interrupt = asyncio.Event()
         self._oom_kills = OomKills(None, None)
         self._about = fields(
@@ -269,6 +275,8 @@ class Attempt:
             self._running = True
             self._oom_kills = oom_kills()
             logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
+            if self._task.live_outputs:
+                step.on_event = self._on_event
             # It may have died meanwhile: then its exit says how.
             with contextlib.suppress(OSError):
                 await step.go(self._go())
@@ -279,9 +287,29 @@ class Attempt:
         if timer:
             timer.cancel()
         self._dead = True
+        if self._progress:
+            self._progress.cancel()
         for text in step.warnings:
             self._host.parents.warn_once(text)
         return how
+
+    def _on_event(self, text: str) -> None:
+        """Tell the run, which looks into Dagster's log then: of outputs that come close together, once."""
+        if not any(f'"{name}"' in text for name in _PROGRESS):
+            return
+        self._more_progress = True
+        if self._progress is None or self._progress.done():
+            self._progress = asyncio.get_running_loop().create_task(self._tell_progress())
+
+    async def _tell_progress(self) -> None:
+        tell = self._host.store.tell_progress
+        try:
+            while self._more_progress:
+                self._more_progress = False
+                await self._persist(lambda: tell(*self.key, self.generation))
+        except CoreError as error:
+            # The run looks for itself, only later.
+            logger.warning("the run was not told of an output: %s", error, extra=self._about)
 
     def _go(self) -> dict[str, Any]:
         task = self._task

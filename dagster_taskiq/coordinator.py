@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -23,7 +24,7 @@ from dagster_taskiq._core import Event, Loop, Operation, SqsClient
 from dagster_taskiq.config import Settings
 from dagster_taskiq.errors import DagsterTaskiqError, StoreError
 from dagster_taskiq.flights import Flight, RunInFlight
-from dagster_taskiq.notices import Cancelling, Ended, Key, Notice, Refused
+from dagster_taskiq.notices import Cancelling, Ended, Key, Notice, Progressed, Refused
 from dagster_taskiq.queue_watch import QueueWatch
 from dagster_taskiq.requests import FIRST_RETRY, Requests, may_pass
 from dagster_taskiq.sender import MakeMessage, Sender
@@ -43,6 +44,9 @@ log = logging.getLogger("dagster_taskiq.coordinator")
 
 SLOW_POLL: Final = 5.0
 """Seconds; longest time that a lost NOTIFY can go unseen."""
+
+OUTPUT_POLL: Final = 15.0
+"""Seconds; the same for an output of a step that goes on, which is looked for in Dagster's log."""
 
 FENCE_WAIT: Final = 5.0
 FENCE_PAUSES: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -67,7 +71,7 @@ def _superseded(run_id: str, generation: int) -> None:
 
 class RunCoordinator:
     """See the module.  ``wake_fd``: a descriptor that becomes readable when a signal arrived; :meth:`wait` returns
-    then."""
+    then.  ``live_outputs``: say when attempts that go on may have given outputs."""
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class RunCoordinator:
         log_stores: Sequence[IdempotencyStore] = (),
         wake_fd: int | None = None,
         on_superseded: Callable[[str, int], None] = _superseded,
+        live_outputs: bool = False,
     ) -> None:
         run = self._run = RunInFlight(run_id, settings)
         self._store = store
@@ -88,6 +93,7 @@ class RunCoordinator:
         self._on_superseded = on_superseded
         self._name = uuid.uuid4().hex
         self._beat_interval = min(settings.heartbeat_interval, settings.lease_ttl / 4, SLOW_POLL)
+        self._next_output_poll = time.monotonic() + OUTPUT_POLL if live_outputs else math.inf
         self._to_look: set[Key] = set()
         self._looking = False
         requests = self._requests = Requests(loop, self._event, run.trouble, wake_fd)
@@ -219,7 +225,7 @@ class RunCoordinator:
 
     def _event(self, event: Event) -> None:
         if event.kind == "store_connected":
-            self._look(self._run.flights)
+            self._look_at_all()
         elif event.kind == "notification" and event.channel == run_channel(self._run.id):
             self._notified(_json_object(event.payload))
 
@@ -229,15 +235,27 @@ class RunCoordinator:
             return
         step_key, attempt, state = (payload.get(name) for name in ("step_key", "attempt", "state"))
         if not (isinstance(step_key, str) and isinstance(attempt, int)):
-            self._look(self._run.flights)
+            self._look_at_all()
             return
         key = (step_key, attempt)
         if key not in self._run.flights:
             return
         if state == "queued":
             self._back_in_queue([key])
+        elif state == "claimed":
+            self._run.notices.append(Progressed((key,)))
         else:
             self._look([key])
+
+    def _look_at_all(self) -> None:
+        """Notifications may have gone by."""
+        self._look(self._run.flights)
+        self._poll_outputs()
+
+    def _poll_outputs(self) -> None:
+        if self._next_output_poll < math.inf and self._run.flights:
+            self._next_output_poll = time.monotonic() + OUTPUT_POLL
+            self._run.notices.append(Progressed(tuple(self._run.flights)))
 
     def _back_in_queue(self, keys: list[Key]) -> None:
         if self._run.cancelling:
@@ -286,6 +304,8 @@ class RunCoordinator:
                 self._store.cancel_queued(self._run.id, self._run.generation), self._look, self._requests.later
             )
         self._look(self._run.flights)
+        if time.monotonic() >= self._next_output_poll:
+            self._poll_outputs()
 
     def _renew(self) -> None:
         self._requests.watch(self._renewal(), self._renewed, self._requests.later)

@@ -58,6 +58,13 @@ class Untaken:
 
 
 @dataclass(frozen=True, slots=True)
+class Progressed:
+    """These attempts, which go on, may have given outputs."""
+
+    attempts: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """Something goes wrong and is tried again."""
 
@@ -69,4 +76,4 @@ class Cancelling:
     """Somebody asked for the run's end."""
 
 
-Notice = Ended | Refused | Rejected | Unserved | Untaken | Trouble | Cancelling
+Notice = Ended | Refused | Rejected | Unserved | Untaken | Progressed | Trouble | Cancelling

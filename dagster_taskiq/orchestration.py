@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
@@ -31,7 +31,18 @@ from dagster_taskiq.coordinator import SUPERSEDED_STATUS, RunCoordinator
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.inline import InlineWorker, inline_requested
 from dagster_taskiq.migrations import migrate
-from dagster_taskiq.notices import Cancelling, Ended, Notice, Refused, Rejected, Trouble, Unserved, Untaken
+from dagster_taskiq.notices import (
+    Cancelling,
+    Ended,
+    Key,
+    Notice,
+    Progressed,
+    Refused,
+    Rejected,
+    Trouble,
+    Unserved,
+    Untaken,
+)
 from dagster_taskiq.requests import signal_wakeup
 from dagster_taskiq.sender import Message
 from dagster_taskiq.sqs import make_client
@@ -84,6 +95,8 @@ class RunOrchestration:
         self._ready: list[str] = []
         self._sent: dict[str, Any] = {}
         self._known_states = _dagster.KnownStates(plan)
+        self._live_outputs = _dagster.feeds_outputs_live(dependency_config)
+        self._fed: set[tuple[str, str]] = set()
         self._stopping = False
         self._texts = {
             payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),
@@ -226,6 +239,7 @@ class RunOrchestration:
             sqs=make_client(loop, region=settings.region, endpoint=settings.endpoint_url),
             make_message=self._message,
             wake_fd=stack.enter_context(signal_wakeup()),
+            live_outputs=self._live_outputs,
         )
 
     def _drive(self, settle: ExitStack) -> Iterator[DagsterEvent]:
@@ -341,6 +355,7 @@ class RunOrchestration:
             retry_mode=self._step_retry_mode,
             parts=parts,
             time_limit=own.time_limit,
+            live_outputs=self._live_outputs,
         )
         return Message(payload.pack(task, signing_key=settings.signing_key), stored)
 
@@ -348,6 +363,7 @@ class RunOrchestration:
 
     def _handle(self, notices: Sequence[Notice]) -> Iterator[DagsterEvent]:
         yield from self._settle([notice for notice in notices if isinstance(notice, Ended)])
+        self._look_for_outputs({key for notice in notices if isinstance(notice, Progressed) for key in notice.attempts})
         for notice in notices:
             if isinstance(notice, Cancelling):
                 if not self._stopping:
@@ -395,10 +411,35 @@ class RunOrchestration:
                 notice.outcome.generation for notice in silent if notice.outcome.generation is not None
             )
             keys = {notice: (notice.outcome.step_key, notice.outcome.attempt) for notice in silent}
-            logged = self._read(lambda: _dagster.attempt_events(self._instance, self._run.run_id, keys.values()))
+            logged = self._read_attempts(keys.values())
             events.update((notice, logged[key]) for notice, key in keys.items())
         for notice in ended:
             yield from self._settle_one(notice, events[notice])
+
+    def _look_for_outputs(self, keys: Iterable[Key]) -> None:
+        """Feed what attempts that go on have given so far."""
+        wanted = [key for key in keys if key[0] in self._sent and self._may_give_more(self._sent[key[0]])]
+        if wanted and not self._stopping:
+            for (step_key, _), events in self._read_attempts(wanted).items():
+                self._feed_outputs(_dagster.stored_outputs(self._sent[step_key], events))
+
+    def _may_give_more(self, step: Any) -> bool:
+        return any(not one.is_dynamic and (step.key, one.name) not in self._fed for one in step.step_outputs)
+
+    def _read_attempts(self, keys: Iterable[Key]) -> dict[Key, list[DagsterEvent]]:
+        return self._read(
+            lambda: _dagster.attempt_events(self._instance, self._run.run_id, keys, progress=self._live_outputs)
+        )
+
+    def _feed_outputs(self, events: Iterable[DagsterEvent]) -> None:
+        """Each once: the plan counts mapping keys."""
+        for event in events:
+            output = event.step_output_data.step_output_handle
+            if output.mapping_key is None:
+                if (output.step_key, output.output_name) in self._fed:
+                    continue
+                self._fed.add((output.step_key, output.output_name))
+            self._active.handle_event(event)
 
     def _read(self, read: Callable[[], T]) -> T:
         """What Dagster's storage says.  While its PostgreSQL is away it is asked again: Dagster itself would not."""
@@ -467,14 +508,18 @@ class RunOrchestration:
             self._active.mark_skipped(step_key)
             self._pools.free_step(step_key)
         else:
-            if not terminal.is_step_up_for_retry:
-                for event in events:
-                    if event.is_successful_output:
-                        self._active.handle_event(event)
+            self._feed_outputs(self._outputs_that_count(events, terminal))
             self._active.handle_event(terminal)
             if terminal.is_step_up_for_retry and terminal.step_retry_data.seconds_to_wait:
                 self._retry_times[step_key] = time.time() + terminal.step_retry_data.seconds_to_wait
         self._sent.pop(step_key, None)
+
+    def _outputs_that_count(self, events: Sequence[DagsterEvent], terminal: DagsterEvent) -> list[DagsterEvent]:
+        if terminal.is_step_up_for_retry and not self._live_outputs:
+            return []
+        if terminal.is_step_success:
+            return [event for event in events if event.is_successful_output]
+        return _dagster.stored_outputs(self._active.get_step_by_key(terminal.step_key), events)
 
     def _fail(self, step_key: str, reason: str) -> DagsterEvent:
         context = self._context.for_step(self._active.get_step_by_key(step_key))
@@ -495,7 +540,9 @@ class RunOrchestration:
         No limit acts meanwhile: only steps that were under way or had ended are taken out of the plan here, and those
         hold what they need."""
         rows = self._coordinator.take_over(unfenced)
-        logged = self._read(lambda: _dagster.logged_steps(self._instance, self._run.run_id))
+        logged = self._read(
+            lambda: _dagster.logged_steps(self._instance, self._run.run_id, progress=self._live_outputs)
+        )
         so_far = RunSoFar(rows, logged)
         yield _dagster.engine_event(
             self._context, f"Taking the run over from coordinator generation {previous}.", so_far.counts
@@ -517,6 +564,8 @@ class RunOrchestration:
 
     def _adopt(self, step: Any, so_far: StepSoFar) -> Iterator[DagsterEvent]:
         self._losses[step.key] = so_far.losses
+        if self._live_outputs:
+            self._feed_outputs(_dagster.stored_outputs(step, so_far.history))
         for _ in range(so_far.attempts_over):
             self._active.retry_state.mark_attempt(step.key)
         if so_far.row is not None:

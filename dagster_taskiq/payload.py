@@ -46,7 +46,8 @@ class StepTask:
 
     ``attempt`` is the real one.  The known state may count fewer: attempts that were lost with their worker do not use
     up the op's retry policy.  ``command`` is one of :data:`COMMANDS`; ``dagster_run_id`` is the
-    Dagster run where that is not ``run_id``."""
+    Dagster run where that is not ``run_id``.  ``live_outputs``: the run wants to be told of each output while the step
+    goes on."""
 
     run_id: str
     step_key: str
@@ -63,6 +64,7 @@ class StepTask:
     command: str = EXECUTE_STEP
     time_limit: float | None = None
     dagster_run_id: str | None = None
+    live_outputs: bool = False
 
     @property
     def digests(self) -> list[str]:
@@ -116,6 +118,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise PayloadError(f"the step task's time limit is no number of seconds: {limit!r}")
     if not isinstance(settings["dagster_run_id"], (str, type(None))):
         raise PayloadError("the step task's Dagster run id is no text")
+    if not isinstance(settings["live_outputs"], bool):
+        raise PayloadError(f"the step task says neither yes nor no to live_outputs: {settings['live_outputs']!r}")
 
 
 def command_args(task: StepTask, stored: Mapping[str, str]) -> str:
@@ -165,5 +169,5 @@ _PLAIN: Final = (
     "sent_at",
 )
 
-_SETTINGS: Final = ("retry_mode", "command", "time_limit", "dagster_run_id")
+_SETTINGS: Final = ("retry_mode", "command", "time_limit", "dagster_run_id", "live_outputs")
 """Travel as one JSON object, which the core does not look into."""

@@ -75,6 +75,8 @@ class StepProcess:
         self._parent = parent
         self._channel = channel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.on_event: Callable[[str], None] | None = None
+        """Called with each serialized event as it comes."""
         self._events: list[str] = []
         self._events_bytes = 0
         self._complete = False
@@ -140,6 +142,8 @@ class StepProcess:
                 self._events.append(frame["event"])
             else:
                 self._events.clear()
+            if self.on_event is not None:
+                self.on_event(frame["event"])
         elif kind == "warning":
             self.warnings.append(frame["text"])
         elif kind == "raised":

@@ -445,6 +445,10 @@ class IdempotencyStore:
         columns = [list(column) for column in zip(*claims, strict=True)] or [[], [], [], []]
         return self._run("renew", dict, *columns, list(ttls))
 
+    def tell_progress(self, run_id: str, step_key: str, attempt: int, generation: int) -> _core.Operation[bool]:
+        """Notify the run that an attempt which goes on has given an output.  False: the claim is no longer ours."""
+        return self._run("tell_progress", _any, run_id, step_key, attempt, generation)
+
     def complete(
         self,
         run_id: str,

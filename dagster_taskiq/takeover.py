@@ -5,7 +5,7 @@ Rows first, log after: a row says whether a process lives, the log how it ended.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dagster import DagsterEvent
 
@@ -27,6 +27,8 @@ class StepSoFar:
     retry_at: float = 0.0
     """In seconds since the epoch."""
     row: StepRow | None = None
+    history: list[DagsterEvent] = field(default_factory=list)
+    """What is in the log of all its attempts."""
 
 
 class RunSoFar:
@@ -51,6 +53,9 @@ class RunSoFar:
     def take(self, step_key: str, first: int) -> StepSoFar:
         """What is known of a step, once.  ``first``: number of its first attempt in this run."""
         logged = self._logged.pop(step_key, None) or _dagster.LoggedStep([], [])
+        return replace(self._take(step_key, first, logged), history=logged.history)
+
+    def _take(self, step_key: str, first: int, logged: _dagster.LoggedStep) -> StepSoFar:
         losses = sum(_dagster.is_lost_event(event) for event, _ in logged.retries)
         retries = len(logged.retries)
         # The step process logs the end of its attempt before its worker writes the row.  Until that row has settled

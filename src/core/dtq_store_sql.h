@@ -389,6 +389,10 @@ static const struct dtq_statement statements[] = {
      "SELECT (step.state = $5::text OR EXISTS (SELECT FROM done)) FROM step"},
 
     /* run_id, step_key, attempt, generation -> whether it is back */
+    /* run_id, step_key, attempt, generation: the run is told that its attempt, which goes on, has given an output */
+    {"tell_progress", "ttii", "t",
+     "SELECT " TELL_RUN_ROW("s") " FROM dagster_taskiq_steps s "
+     "WHERE " KEY_IS_123("s") " AND s.generation = $4::bigint AND s.state = 'claimed'"},
     {"hand_back", "ttii", "b",
      "WITH run AS (SELECT r.run_id, r.state = 'active' AS active FROM dagster_taskiq_runs r "
      "WHERE r.run_id = $1::text FOR SHARE), "

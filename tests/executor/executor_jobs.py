@@ -281,3 +281,25 @@ def lonely_job() -> None:
 @job(executor_def=taskiq_executor, resource_defs={"io_manager": mem_io_manager})
 def in_memory() -> None:
     plus_one(one())
+
+
+@op(out={"early": Out(int), "late": Out(int)})
+def gives_early() -> Iterator[Output[int]]:
+    """Goes on when its first output has been used, and the test lets it."""
+    note("gives_early")
+    yield Output(1, "early")
+    wait_for_file("uses_early")
+    wait_for_file("go")
+    yield Output(2, "late")
+
+
+@op
+def uses_early(value: int) -> int:
+    note("uses_early")
+    return value
+
+
+@job(executor_def=taskiq_executor)
+def early() -> None:
+    first, second = gives_early()
+    total([plus_one(uses_early(first)), second])
