@@ -7,11 +7,15 @@ happens at once (:meth:`Link.cut`).
 from __future__ import annotations
 
 import asyncio
+import calendar
+import email.utils
 import json
 import random
 import socket
+import ssl
 import struct
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -19,21 +23,41 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from fault_names import HOST, Certificates
+
 T = TypeVar("T")
 
 CHUNK = 65536
 SLOW_SECONDS = 1.5
 """By which a slow link delays each request."""
 
+SKEW_SECONDS = 3600.0
+"""By which the clock behind a link is wrong while that fault is on."""
+
+SKEW_ALLOWED = 300.0
+
 POSTGRES_FAULTS = ("refuse", "freeze", "lose_replies", "drop_notices")
 """refuse: no connection, and those that exist are cut.  freeze: nothing passes, and nothing is cut.  lose_replies: what
 clients send still arrives; the answers do not, and then the connection is cut.  drop_notices: no NOTIFY passes.
 """
 
-SQS_FAULTS = ("refuse", "unavailable", "throttle", "slow", "reset", "garbage", "double")
+SQS_FAULTS = (
+    "refuse",
+    "unavailable",
+    "throttle",
+    "slow",
+    "reset",
+    "garbage",
+    "double",
+    "expire",
+    "skew",
+    "certificate",
+)
 """refuse: connections are reset.  unavailable, throttle: each request is refused (503, RequestThrottled).  slow: each
 is delayed.  reset: the request is carried out and its answer cut off in the middle.  garbage: the same, but the answer
-looks whole and is no JSON.  double: each message is sent twice.
+looks whole and is no JSON.  double: each message is sent twice.  expire: the session tokens that were seen so far are
+refused from now on.  skew: the service's clock is an hour ahead, and requests that are signed for another time are
+refused.  certificate: the service's certificate has expired, and all connections are cut.
 """
 
 
@@ -69,8 +93,9 @@ class Links:
         """To the server of a libpq URL."""
         return self._added(PostgresLink(self, url))
 
-    def sqs(self, endpoint: str) -> SqsLink:
-        return self._added(SqsLink(self, endpoint))
+    def sqs(self, endpoint: str, certificates: Certificates) -> SqsLink:
+        """To an endpoint without TLS, with TLS towards its clients."""
+        return self._added(SqsLink(self, endpoint, certificates))
 
     def _added(self, link: Any) -> Any:
         self.run(link.open())
@@ -89,7 +114,11 @@ class Links:
 class Link:
     """What both kinds share: who is connected, and which fault is on."""
 
+    name = ""
     faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
 
     def __init__(self, links: Links, host: str, port: int) -> None:
         self._links = links
@@ -99,8 +128,12 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
 
+    def _tls(self) -> ssl.SSLContext | None:
+        """What the connections are to be served with."""
+        return None
+
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 20)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 20, ssl=self._tls())
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -114,12 +147,16 @@ class Link:
         def switch() -> None:
             self._fault = kind
             self._until = asyncio.get_running_loop().time() + seconds
-            if kind == "refuse":
-                self._cut()
+            self._switched(kind)
             if kind == "lose_replies":
                 asyncio.get_running_loop().call_later(seconds, self._cut)
 
         self._links.call(switch)
+
+    def _switched(self, kind: str) -> None:
+        """A fault has been switched on."""
+        if kind in ("refuse", "certificate"):
+            self._cut()
 
     def cut(self) -> None:
         """Reset all connections."""
@@ -155,6 +192,7 @@ class Link:
 class PostgresLink(Link):
     """TCP to PostgreSQL, without TLS.  ``url`` is what its clients use."""
 
+    name = "PostgreSQL"
     faults = POSTGRES_FAULTS
 
     def __init__(self, links: Links, url: str) -> None:
@@ -163,7 +201,7 @@ class PostgresLink(Link):
 
     @property
     def url(self) -> str:
-        netloc = f"{self._target.netloc.rpartition('@')[0]}@127.0.0.1:{self.port}"
+        netloc = f"{self._target.netloc.rpartition('@')[0]}@{HOST}:{self.port}"
         return urlunsplit(self._target._replace(netloc=netloc, query="sslmode=disable&gssencmode=disable"))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,15 +241,19 @@ class PostgresLink(Link):
 
 
 class SqsLink(Link):
-    """HTTP to an SQS endpoint.  ``doubled``: share of the sends that are always sent twice.  ``counts``: requests by
+    """HTTPS to an SQS endpoint.  ``doubled``: share of the sends that are always sent twice.  ``counts``: requests by
     action.
     """
 
+    name = "SQS"
     faults = SQS_FAULTS
 
-    def __init__(self, links: Links, endpoint: str) -> None:
+    def __init__(self, links: Links, endpoint: str, certificates: Certificates) -> None:
         target = urlsplit(endpoint)
         super().__init__(links, target.hostname or "127.0.0.1", target.port or 80)
+        self._certificates = certificates
+        self._tokens: set[bytes] = set()
+        self._expired: set[bytes] = set()
         self.doubled = 0.0
         self.counts: Counter[str] = Counter()
         self._bodies: deque[str] = deque(maxlen=500)
@@ -219,7 +261,22 @@ class SqsLink(Link):
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://{HOST}:{self.port}"
+
+    def _tls(self) -> ssl.SSLContext:
+        good, expired = self._certificates.contexts()
+
+        def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+            if self._on("certificate"):
+                connection.context = expired
+
+        good.sni_callback = choose
+        return good
+
+    def _switched(self, kind: str) -> None:
+        super()._switched(kind)
+        if kind == "expire":
+            self._expired |= self._tokens
 
     def bodies(self) -> list[str]:
         """Of the last messages that were sent over this link."""
@@ -234,12 +291,24 @@ class SqsLink(Link):
             self.counts[action] += 1
             if action == "SendMessageBatch":
                 self._bodies.extend(entry["MessageBody"] for entry in json.loads(body)["Entries"])
-            answer = await self._answer(head, body, action)
+            answer = self._denied(fields) or await self._answer(head, body, action)
             if answer is None:
                 _reset(writer)
                 return
             writer.write(answer)
             await writer.drain()
+
+    def _denied(self, fields: dict[bytes, bytes]) -> bytes | None:
+        """What the service says to a token that has expired, and to a signature that is of another time."""
+        token = fields.get(b"x-amz-security-token", b"")
+        self._tokens.add(token)
+        if token in self._expired:
+            return _refusal("ExpiredTokenException")
+        now = time.time() + (SKEW_SECONDS if self._on("skew") else 0.0)
+        signed = calendar.timegm(time.strptime(fields[b"x-amz-date"].decode(), "%Y%m%dT%H%M%SZ"))
+        if abs(now - signed) > SKEW_ALLOWED:
+            return _refusal("RequestTimeTooSkewed", f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n")
+        return None
 
     async def _answer(self, head: bytes, body: bytes, action: str) -> bytes | None:
         if self._on("refuse"):
@@ -280,13 +349,21 @@ def _fields(head: bytes) -> dict[bytes, bytes]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-def _answer_of(status: bytes, body: bytes) -> bytes:
-    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: %d\r\n\r\n"
-    return head % len(body) + body
+def _answer_of(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: %d\r\n"
+    return head % len(body) + headers + b"\r\n" + body
+
+
+def _refusal(kind: str, headers: str = "") -> bytes:
+    body = json.dumps({"__type": f"com.amazon.coral.service#{kind}", "message": "a fault"})
+    return _answer_of(b"403 Forbidden", body.encode(), headers.encode())
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close without goodbye: the peer gets a reset."""
-    with suppress(OSError):
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw = writer.get_extra_info("socket")
+    # A TLS connection that is closed has none any more.
+    if raw is not None:
+        with suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -34,12 +34,12 @@ OUTAGE = re.compile(r"OperationalError|InterfaceError|server closed the connecti
 class Options:
     steps: int = 500
     seed: int = 1
-    gap: float = 3.0
+    gap: float = 1.5
     kinds: tuple[str, ...] = ()
     workers: int = 3
-    slots: int = 2
-    runs_at_once: int = 2
-    long_seconds: float = 3.0
+    slots: int = 4
+    runs_at_once: int = 6
+    long_seconds: float = 1.5
     doubled: float = 0.05
     minutes: float | None = None
     lease_ttl: float = 8.0
@@ -63,6 +63,8 @@ class Report:
     rows: dict[str, int] = field(default_factory=dict)
     attempts_of_a_step: dict[int, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
+    links: dict[str, int] = field(default_factory=dict)
+    """Of the faults on links: which."""
     requests: dict[str, int] = field(default_factory=dict)
     dead_letters: int = 0
     trouble: list[str] = field(default_factory=list)
@@ -198,7 +200,8 @@ def _conclude(stack: Stack, faults: Faults, report: Report, extra: list[Violatio
     last = {(row.run, row.step): row.attempt for row in sorted(evidence.rows, key=lambda row: row.attempt)}
     report.steps_run = len(last)
     report.attempts_of_a_step = dict(sorted(Counter(last.values()).items()))
-    report.faults = dict(faults.done)
+    report.faults = {kind: times for kind, times in faults.done.items() if times}
+    report.links = dict(faults.on_links)
     links = [stack.run_sqs, *(worker.sqs for worker in stack.workers)]
     report.requests = dict(sum((link.counts for link in links), Counter()))
     report.dead_letters = sum(stack.queue.counts(stack.queue.dead_url))

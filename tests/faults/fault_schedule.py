@@ -35,7 +35,12 @@ WEIGHTS = {
     "postgres_immediate": 1,
     "postgres_link": 4,
     "postgres_cut": 5,
-    "sqs_link": 5,
+    "postgres_read_only": 2,
+    "postgres_timeout": 2,
+    "postgres_full": 2,
+    "postgres_serialization": 2,
+    "sqs_link": 8,
+    "names": 3,
     "replay": 4,
     "purge": 1,
     "cancel_run": 0,
@@ -58,7 +63,13 @@ EXPLAINED = {
     "postgres_immediate": "crash of PostgreSQL and recovery",
     "postgres_link": "one link to PostgreSQL refuses, freezes, loses replies or notifications",
     "postgres_cut": "all connections over one link to PostgreSQL reset",
-    "sqs_link": "one link to SQS refuses, answers 503 or RequestThrottled, is slow, resets, garbles or doubles",
+    "postgres_read_only": "PostgreSQL takes no writes (25006), as after a fail-over",
+    "postgres_timeout": "a statement_timeout of 2 ms (57014)",
+    "postgres_full": "writes fail as on a full disk (53100)",
+    "postgres_serialization": "half of the writes fail with a serialization failure or a deadlock (40001, 40P01)",
+    "sqs_link": "one link to SQS refuses, answers 503 or RequestThrottled, is slow, resets, garbles, doubles, says that"
+    " the session token has expired, has a clock that is an hour ahead, or an expired certificate",
+    "names": "the name of PostgreSQL and SQS does not resolve, and all connections reset",
     "replay": "old messages sent once more",
     "purge": "the queue purged",
     "cancel_run": "a run cancelled",
@@ -74,15 +85,17 @@ class Planned:
 
 
 def plan(seed: int, *, gap: float, count: int, kinds: list[str] | None = None) -> list[Planned]:
-    """A sequence with exponential pauses, ``gap`` seconds on average."""
+    """A sequence with exponential pauses, ``gap`` seconds on average; each kind comes once before any comes again."""
     dice = random.Random(seed)
     chosen = kinds or [kind for kind, weight in WEIGHTS.items() if weight]
     weights = [max(1, WEIGHTS[kind]) for kind in chosen]
+    sequence = dice.sample(chosen, len(chosen))
+    sequence += dice.choices(chosen, weights, k=max(0, count - len(sequence)))
     planned = []
     now = 0.0
-    for _ in range(count):
+    for kind in sequence:
         now += dice.expovariate(1 / gap)
-        planned.append(Planned(now, dice.choices(chosen, weights)[0]))
+        planned.append(Planned(now, kind))
     return planned
 
 
@@ -102,6 +115,7 @@ class Faults:
         self._begun = time.monotonic()
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._stopped: set[int] = set()
+        self.on_links: Counter[str] = Counter()
 
     def due(self) -> None:
         """Do what is due."""
@@ -122,6 +136,9 @@ class Faults:
 
     def _do(self, kind: str) -> None:
         hit = getattr(self, f"_{kind}")()
+        if not hit and not self.done[kind]:
+            # Nobody is there to be hit.
+            self._after(3.0, lambda: self._do(kind))
         if hit:
             self.done[kind] += 1
             self.story.append(f"{time.monotonic() - self._begun:8.2f} {kind} {hit}")
@@ -286,7 +303,9 @@ class Faults:
 
     def _break(self, links: list[Link]) -> str:
         link = self._dice.choice(links)
-        kind = self._dice.choice(link.faults)
+        # The one that has been least often.
+        kind = min(self._dice.sample(link.faults, len(link.faults)), key=lambda one: self.on_links[f"{link} {one}"])
+        self.on_links[f"{link} {kind}"] += 1
         # One in eight lasts longer than a lease.
         seconds = self._dice.uniform(0.3, 4.0) if self._dice.random() < 7 / 8 else self._longer_than_lease()
         link.fault(kind, seconds)
@@ -299,6 +318,42 @@ class Faults:
         link = self._dice.choice([self.stack.run_postgres, *(worker.postgres for worker in self.stack.workers)])
         link.cut()
         return f"on port {link.port}"
+
+    def _configured(self, name: str, value: str) -> str:
+        seconds = self._dice.uniform(0.5, 3.0)
+        self.stack.configure_postgres(name, value)
+        self._after(seconds, lambda: self.stack.configure_postgres(name, None))
+        return f"for {seconds:.1f} s"
+
+    def _postgres_read_only(self) -> str | None:
+        return self._configured("default_transaction_read_only", "on")
+
+    def _postgres_timeout(self) -> str | None:
+        return self._configured("statement_timeout", "2ms")
+
+    def _refused(self, sqlstate: str, share: float) -> str:
+        seconds = self._dice.uniform(0.5, 3.0)
+        self.stack.refuse_writes(sqlstate, share, seconds)
+        return f"{sqlstate} for {seconds:.1f} s"
+
+    def _postgres_full(self) -> str | None:
+        return self._refused("53100", 1.0)
+
+    def _postgres_serialization(self) -> str | None:
+        return self._refused(self._dice.choice(["40001", "40P01"]), 0.5)
+
+    def _names(self) -> str | None:
+        stack = self.stack
+        users = [(worker.no_names, worker.postgres, worker.sqs) for worker in stack.workers]
+        switch, *links = self._dice.choice([(stack.run_no_names, stack.run_postgres, stack.run_sqs), *users])
+        assert isinstance(switch, Path)
+        seconds = self._dice.uniform(0.5, 4.0)
+        switch.touch()
+        for link in links:
+            assert isinstance(link, Link)
+            link.cut()
+        self._after(seconds, lambda: switch.unlink(missing_ok=True))
+        return f"{switch.name} for {seconds:.1f} s"
 
     def _sqs_link(self) -> str | None:
         return self._break([self.stack.run_sqs, *(worker.sqs for worker in self.stack.workers)])

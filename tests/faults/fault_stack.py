@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import fault_jobs
 import psycopg2
@@ -25,6 +26,7 @@ import services
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, reconstructable, serialize_value
 from fault_checker import WORK, Evidence, Logged, Row, Run
 from fault_links import Links, PostgresLink, SqsLink
+from fault_names import FAILING, HOST, Certificates, build_resolver
 
 from dagster_taskiq import _core
 from dagster_taskiq.dev import postgres as embedded
@@ -37,6 +39,9 @@ MARK = "FAULT_TEST_MARK"
 """Variable by which the processes of a stack are found."""
 
 PRELOAD = HERE / "preload"
+
+STORE_ROLE = "store"
+"""As whom workers and run workers use their tables; Dagster's storage has a role of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class WorkerSlot:
     postgres: PostgresLink
     sqs: SqsLink
     slots: int
+    no_names: Path
+    """While this file is there, the worker finds no name."""
     preload: str | None = None
     process: services.ProcessHandle | None = None
     expected_end: bool = False
@@ -168,9 +175,14 @@ class Stack:
         databases = services.Databases(self.postgres.url("postgres"))
         self.database_url = stack.enter_context(databases.fresh())
         self.links = stack.enter_context(Links())
-        self.run_postgres = self.links.postgres(self.database_url)
-        self.run_sqs = self.links.sqs(sqs.endpoint)
+        self._make_store_role()
+        self.certificates = Certificates.made(self.folder)
+        self.run_postgres = self.links.postgres(self.store_url)
+        self.run_sqs = self.links.sqs(sqs.endpoint, self.certificates)
+        self.run_no_names = self.folder / "no-names"
         self.run_sqs.doubled = self._doubled
+        # A run worker says at once that it may not trust SQS, and ends its run; workers wait.
+        self.run_sqs.faults = tuple(kind for kind in self.run_sqs.faults if kind != "certificate")
         self.sqs_endpoint = sqs.endpoint
         home = self.folder / "dagster_home"
         services.write_dagster_yaml(home, self.database_url)
@@ -178,8 +190,17 @@ class Stack:
         config["run_monitoring"] = {"enabled": True, "max_resume_run_attempts": 1_000_000}
         config["run_launcher"] = {"module": "fault_launcher", "class": "ResumingLauncher"}
         (home / "dagster.yaml").write_text(json.dumps(config))
+        profile = self.folder / "aws-config"
+        profile.write_text(f"[default]\ncredential_process = sh {HERE / 'fault_credentials.sh'}\n")
         self.environment = {
             **services.dummy_environment(),
+            # Empty: credentials that expire, instead of the environment's.
+            "AWS_ACCESS_KEY_ID": "",
+            "AWS_SECRET_ACCESS_KEY": "",
+            "AWS_CONFIG_FILE": str(profile),
+            "AWS_CA_BUNDLE": str(self.certificates.trusted),
+            "LD_PRELOAD": str(build_resolver(self.folder)),
+            "no_proxy": HOST,
             MARK: self._mark,
             "DAGSTER_HOME": str(home),
             "PYTHONPATH": _path(HERE),
@@ -193,10 +214,47 @@ class Stack:
         for _ in range(self._worker_count):
             self.add_worker()
 
+    def _make_store_role(self) -> None:
+        """What the server does to all roles (:meth:`configure_postgres`) does not reach Dagster's own."""
+        dagster = embedded.SUPERUSER
+        for statement in (
+            f"CREATE ROLE {STORE_ROLE} LOGIN SUPERUSER PASSWORD '{STORE_ROLE}'",
+            f"ALTER ROLE {dagster} SET default_transaction_read_only = off",
+            f"ALTER ROLE {dagster} SET statement_timeout = 0",
+        ):
+            self.rows(statement)
+
+    @property
+    def store_url(self) -> str:
+        target = urlsplit(self.database_url)
+        address = target.netloc.rpartition("@")[2]
+        return urlunsplit(target._replace(netloc=f"{STORE_ROLE}:{STORE_ROLE}@{address}"))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    # ---- PostgreSQL -------------------------------------------------------------------------------------------------
+
+    def configure_postgres(self, name: str, value: str | None) -> None:
+        """Change a setting of the server, also for sessions that exist; None: back to what it was."""
+        self.rows(f"ALTER SYSTEM SET {name} = '{value}'" if value else f"ALTER SYSTEM RESET {name}")
+        self.rows("SELECT pg_reload_conf()")
+
+    def refuse_writes(self, sqlstate: str, share: float, seconds: float) -> None:
+        """That share of the statements that change steps fails with an error of the server, for a while."""
+        body = (
+            f"BEGIN IF current_user = '{STORE_ROLE}' AND random() < {share} AND clock_timestamp() < to_timestamp("
+            f"{time.time() + seconds}) THEN RAISE EXCEPTION 'a fault' USING ERRCODE = '{sqlstate}'; END IF;"
+            " RETURN NULL; END"
+        )
+        self.rows(f"CREATE OR REPLACE FUNCTION a_fault() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+        if not self.rows("SELECT 1 FROM pg_trigger WHERE tgname = 'a_fault'"):
+            self.rows(
+                "CREATE TRIGGER a_fault BEFORE INSERT OR UPDATE ON dagster_taskiq_steps"
+                " FOR EACH STATEMENT EXECUTE FUNCTION a_fault()"
+            )
 
     # ---- workers ----------------------------------------------------------------------------------------------------
 
@@ -204,9 +262,10 @@ class Stack:
         """Start one more worker, with links of its own.  ``preload``: what to break in it (preload/)."""
         worker = WorkerSlot(
             f"worker-{len(self.workers) + 1}",
-            self.links.postgres(self.database_url),
-            self.links.sqs(self.sqs_endpoint),
+            self.links.postgres(self.store_url),
+            self.links.sqs(self.sqs_endpoint, self.certificates),
             slots or self._slots_each,
+            self.folder / f"no-names-{len(self.workers) + 1}",
             preload,
         )
         self.workers.append(worker)
@@ -226,6 +285,7 @@ class Stack:
             **self.environment,
             "DAGSTER_TASKIQ_DATABASE_URL": worker.postgres.url,
             "AWS_ENDPOINT_URL_SQS": worker.sqs.endpoint,
+            FAILING: str(worker.no_names),
             **_preload(worker.preload),
         }
         worker.process = self._start(f"{worker.name}.{worker.starts}", command, environment)
@@ -275,6 +335,7 @@ class Stack:
             **self.environment,
             "DAGSTER_TASKIQ_DATABASE_URL": self.run_postgres.url,
             "AWS_ENDPOINT_URL_SQS": self.run_sqs.endpoint,
+            FAILING: str(self.run_no_names),
             **_preload(preload),
         }
         number = len(handle.processes) + 1
