@@ -258,12 +258,14 @@ def main(description: str | None, argv: list[str] | None = None) -> int:
     parser.add_argument("--long", type=float, default=defaults.long_seconds, help="seconds of long steps (%(default)s)")
     parser.add_argument("--minutes", type=float, help="launch no further run after so many minutes")
     parser.add_argument("--report", type=Path, help="file for the report, as JSON")
-    parser.add_argument("--keep", type=Path, help="folder to keep all logs in (default: a temporary one)")
+    parser.add_argument("--keep", type=Path, help="new folder to keep all logs in (default: a temporary one)")
     options = parser.parse_args(argv)
     chosen = tuple(filter(None, options.faults.split(",")))
     unknown = set(chosen) - set(WEIGHTS)
     if unknown:
         parser.error(f"unknown faults: {', '.join(sorted(unknown))}")
+    if options.keep and options.keep.exists():
+        parser.error(f"{options.keep} exists: --keep wants a new folder")
     folder = options.keep or Path(tempfile.mkdtemp(prefix="dtq-faults-"))
     begun = time.monotonic()
     try:
