@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagster_taskiq.version import __version__
 
 if TYPE_CHECKING:
+    from dagster_taskiq.bridging import StepBridge, StepOutcome, execute_step
     from dagster_taskiq.broker import SQSBroker
     from dagster_taskiq.executor import DagsterTaskIQJobExecutor, taskiq_executor
     from dagster_taskiq.fencing import fencing_token, refuse_stale, step_attempt
@@ -21,8 +22,11 @@ __all__ = [
     "DagsterTaskIQJobExecutor",
     "SQSBroker",
     "SQSTaskIQWorker",
+    "StepBridge",
+    "StepOutcome",
     "TaskIQRunLauncher",
     "__version__",
+    "execute_step",
     "fencing_token",
     "refuse_stale",
     "step_attempt",
@@ -33,7 +37,10 @@ _HOMES = {
     "DagsterTaskIQJobExecutor": "executor",
     "SQSBroker": "broker",
     "SQSTaskIQWorker": "worker",
+    "StepBridge": "bridging",
+    "StepOutcome": "bridging",
     "TaskIQRunLauncher": "launcher",
+    "execute_step": "bridging",
     "fencing_token": "fencing",
     "refuse_stale": "fencing",
     "step_attempt": "fencing",

@@ -291,7 +291,10 @@ class KnownStates:
 
     def known(self, active: Any, step: Any, losses: int) -> Any:
         """As Dagster's record."""
-        state = active.get_known_state()
+        return self.reduced(active.get_known_state(), step, losses)
+
+    def reduced(self, state: Any, step: Any, losses: int) -> Any:
+        """The same of a record that there is already."""
         inputs = {handle for one in step.step_inputs for handle in one.get_step_output_handle_dependencies()}
         attempts = state.previous_retry_attempts.get(step.key, 0) - losses
         return state._replace(

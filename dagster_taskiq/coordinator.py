@@ -95,6 +95,7 @@ class RunCoordinator:
         self._beat_interval = min(settings.heartbeat_interval, settings.lease_ttl / 4, SLOW_POLL)
         self._next_output_poll = time.monotonic() + OUTPUT_POLL if live_outputs else math.inf
         self._to_look: set[Key] = set()
+        self._unwanted: set[Key] = set()
         self._looking = False
         requests = self._requests = Requests(loop, self._event, run.trouble, wake_fd)
         self._sender = Sender(
@@ -258,10 +259,10 @@ class RunCoordinator:
             self._run.notices.append(Progressed(tuple(self._run.flights)))
 
     def _back_in_queue(self, keys: list[Key]) -> None:
-        if self._run.cancelling:
-            self._cancel_queued(keys)
-        else:
-            self._sender.send_again(keys)
+        unwanted = [key for key in keys if self._run.cancelling or key in self._unwanted]
+        if unwanted:
+            self._cancel_queued(unwanted)
+        self._sender.send_again([key for key in keys if key not in unwanted])
 
     def _look(self, keys: Iterable[Key]) -> None:
         """Read the outcomes of these attempts, as soon as the read before is back."""
@@ -304,6 +305,9 @@ class RunCoordinator:
                 self._store.cancel_queued(self._run.id, self._run.generation), self._look, self._requests.later
             )
         self._look(self._run.flights)
+        if unwanted := self._unwanted & self._run.flights.keys():
+            # A row that was inserted late, or came back into the queue.
+            self.cancel_attempts(unwanted)
         if time.monotonic() >= self._next_output_poll:
             self._poll_outputs()
 
@@ -334,6 +338,15 @@ class RunCoordinator:
         self._run.cancelling = True
         self._requests.then(lambda: self._store.cancel_run(self._run.id), lambda _: None)
         self._cancel_queued(None)
+
+    def cancel_attempts(self, keys: Iterable[Key]) -> None:
+        """The same for some attempts only; the run goes on."""
+        unwanted = list(keys)
+        self._unwanted.update(unwanted)
+        self._requests.then(
+            lambda: self._store.request_cancel(self._run.id, self._run.generation, unwanted), lambda _: None
+        )
+        self._cancel_queued(unwanted)
 
     def _cancel_queued(self, keys: list[Key] | None) -> None:
         self._requests.then(lambda: self._store.cancel_queued(self._run.id, self._run.generation, keys), self._look)

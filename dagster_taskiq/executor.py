@@ -9,7 +9,7 @@ Use it as a job's executor::
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster
 from dagster import (
@@ -23,6 +23,9 @@ from dagster import (
 from dagster_taskiq import _dagster
 from dagster_taskiq.config import Settings, executor_config_schema
 from dagster_taskiq.version import __version__
+
+if TYPE_CHECKING:
+    from dagster_taskiq.bridging import StepOutcome
 
 # Shown with Dagster's own versions; public in later ones only.
 _registry = getattr(dagster, "DagsterLibraryRegistry", None)
@@ -46,6 +49,14 @@ class TaskIQExecutor(Executor):
     @property
     def step_dependency_config(self) -> Any:
         return self._step_dependency_config
+
+    async def execute_step(
+        self, step_context: Any, *, known_state: Any = None, attempt: int | None = None
+    ) -> StepOutcome:
+        """:func:`dagster_taskiq.execute_step` with this executor's settings."""
+        from dagster_taskiq.bridging import execute_step
+
+        return await execute_step(step_context, self.settings, known_state=known_state, attempt=attempt)
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
         """Run the plan.  Raises ``ConfigError``, ``SqsError`` or ``StoreError`` where the run cannot go on; Dagster

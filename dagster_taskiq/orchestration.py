@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from dagster import (
     DagsterEvent,
     DagsterExecutionInterruptedError,
+    DagsterRun,
     DagsterRunStatus,
     Executor,
     serialize_value,
@@ -44,7 +45,7 @@ from dagster_taskiq.notices import (
     Untaken,
 )
 from dagster_taskiq.requests import signal_wakeup
-from dagster_taskiq.sender import Message
+from dagster_taskiq.sender import MakeMessage, Message
 from dagster_taskiq.sqs import make_client
 from dagster_taskiq.store import IdempotencyStore, RunRow, run_application_name
 from dagster_taskiq.takeover import RunSoFar, StepSoFar
@@ -72,6 +73,77 @@ def database_url_of(settings: Settings, plan_context: Any) -> str:
             " the default. Set database_url in the executor's config or DAGSTER_TASKIQ_DATABASE_URL."
         )
     return url
+
+
+def open_coordinator(
+    stack: ExitStack, settings: Settings, context: Any, make_message: MakeMessage, wake_fd: int | None, **options: Any
+) -> RunCoordinator:
+    """The coordinator of the run that ``context`` belongs to, with connections of its own, which ``stack`` closes."""
+    url = database_url_of(settings, context)
+    loop = Loop()
+    stack.callback(loop.close)
+    store = IdempotencyStore(loop, url, application_name="dagster-taskiq-coordinator")
+    migrate(store)
+    log_url = _dagster.instance_postgres_url(context.instance)
+    log_stores = [store]
+    if log_url is not None and log_url != url:
+        log_stores.append(IdempotencyStore(loop, log_url, application_name="dagster-taskiq-coordinator"))
+    return RunCoordinator(
+        settings,
+        context.dagster_run.run_id,
+        loop=loop,
+        store=store,
+        log_stores=log_stores,
+        sqs=make_client(loop, region=settings.region, endpoint=settings.endpoint_url),
+        make_message=make_message,
+        wake_fd=wake_fd,
+        **options,
+    )
+
+
+def step_message(
+    run: DagsterRun,
+    step_key: str,
+    attempt: int,
+    texts: Mapping[str, str],
+    *,
+    settings: Settings,
+    own: tags.StepSettings,
+    retry_mode: str,
+    live_outputs: bool = False,
+) -> Message:
+    """``texts``: the parts of the message; ``own``: the settings of the step."""
+    stored: dict[str, str] = {}
+    task = payload.StepTask(
+        run_id=run.run_id,
+        step_key=step_key,
+        attempt=attempt,
+        job_name=run.job_name,
+        queue=own.queue,
+        code_location=_dagster.code_location_of(run),
+        lease_ttl=own.lease_ttl,
+        heartbeat=settings.heartbeat_interval,
+        visibility=own.visibility_timeout,
+        sent_at=time.time(),
+        retry_mode=retry_mode,
+        parts=payload.spill(texts, stored),
+        time_limit=own.time_limit,
+        live_outputs=live_outputs,
+    )
+    return Message(payload.pack(task, signing_key=settings.signing_key), stored)
+
+
+def read_patiently(read: Callable[[], T], idle: Callable[[float], None], run_id: str) -> T:
+    """What Dagster's storage says.  While its PostgreSQL is away it is asked again: Dagster itself would not."""
+    for pause in READ_PAUSES:
+        try:
+            return read()
+        except Exception as error:
+            if not _dagster.is_outage(error):
+                raise
+            log.warning("run %s: trying again to read Dagster's log: %s", run_id, error)
+        idle(pause)
+    return read()
 
 
 class RunOrchestration:
@@ -102,7 +174,6 @@ class RunOrchestration:
             payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),
             payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
         }
-        self._code_location = _dagster.code_location_of(self._run)
         self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
         self._celery_tags: dict[str, str] = {}
         self._step_settings: dict[str, tags.StepSettings] = {}
@@ -221,26 +292,8 @@ class RunOrchestration:
         settings = self._settings
         if inline_requested():
             return InlineWorker(settings, self._run.run_id, self._message)
-        url = database_url_of(settings, self._context)
-        loop = Loop()
-        stack.callback(loop.close)
-        store = IdempotencyStore(loop, url, application_name="dagster-taskiq-coordinator")
-        migrate(store)
-        log_url = _dagster.instance_postgres_url(self._instance)
-        log_stores = [store]
-        if log_url is not None and log_url != url:
-            log_stores.append(IdempotencyStore(loop, log_url, application_name="dagster-taskiq-coordinator"))
-        return RunCoordinator(
-            settings,
-            self._run.run_id,
-            loop=loop,
-            store=store,
-            log_stores=log_stores,
-            sqs=make_client(loop, region=settings.region, endpoint=settings.endpoint_url),
-            make_message=self._message,
-            wake_fd=stack.enter_context(signal_wakeup()),
-            live_outputs=self._live_outputs,
-        )
+        wake_fd = stack.enter_context(signal_wakeup())
+        return open_coordinator(stack, settings, self._context, self._message, wake_fd, live_outputs=self._live_outputs)
 
     def _drive(self, settle: ExitStack) -> Iterator[DagsterEvent]:
         coordinator = self._coordinator
@@ -337,27 +390,17 @@ class RunOrchestration:
 
     def _message(self, step_key: str, attempt: int) -> Message:
         step = self._sent[step_key]
-        stored: dict[str, str] = {}
-        settings, own = self._settings, self._settings_of(step)
         known_state = self._known_states.text(self._active, step, self._losses.get(step_key, 0))
-        parts = payload.spill({**self._texts, payload.KNOWN_STATE: known_state}, stored)
-        task = payload.StepTask(
-            run_id=self._run.run_id,
-            step_key=step_key,
-            attempt=attempt,
-            job_name=self._run.job_name,
-            queue=own.queue,
-            code_location=self._code_location,
-            lease_ttl=own.lease_ttl,
-            heartbeat=settings.heartbeat_interval,
-            visibility=own.visibility_timeout,
-            sent_at=time.time(),
+        return step_message(
+            self._run,
+            step_key,
+            attempt,
+            {**self._texts, payload.KNOWN_STATE: known_state},
+            settings=self._settings,
+            own=self._settings_of(step),
             retry_mode=self._step_retry_mode,
-            parts=parts,
-            time_limit=own.time_limit,
             live_outputs=self._live_outputs,
         )
-        return Message(payload.pack(task, signing_key=settings.signing_key), stored)
 
     # ---- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -442,16 +485,7 @@ class RunOrchestration:
             self._active.handle_event(event)
 
     def _read(self, read: Callable[[], T]) -> T:
-        """What Dagster's storage says.  While its PostgreSQL is away it is asked again: Dagster itself would not."""
-        for pause in READ_PAUSES:
-            try:
-                return read()
-            except Exception as error:
-                if not _dagster.is_outage(error):
-                    raise
-                log.warning("run %s: trying again to read Dagster's log: %s", self._run.run_id, error)
-            self._coordinator.idle(pause)
-        return read()
+        return read_patiently(read, self._coordinator.idle, self._run.run_id)
 
     def _settle_one(self, notice: Ended, events: list[DagsterEvent]) -> Iterator[DagsterEvent]:
         outcome = notice.outcome

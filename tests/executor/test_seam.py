@@ -34,7 +34,7 @@ from dagster import (
     serialize_value,
 )
 
-from dagster_taskiq import _dagster, orchestration, requests
+from dagster_taskiq import _dagster, orchestration, payload, requests
 
 
 class Probe(Executor):
@@ -256,6 +256,10 @@ def test_what_a_step_process_needs_can_be_read_from_the_context(instance: Dagste
         found["ref"] = json.loads(serialize_value(context.instance.get_ref()))
         found["location"] = _dagster.code_location_of(context.dagster_run)
         found["resume"] = context.resume_from_failure
+        data = context.for_step(plan.get_step_by_key("first")).plan_data
+        assert data.execution_plan is plan, "step contexts no longer have the plan"
+        assert _dagster.retry_mode_name(data.retry_mode.for_inner_plan()) in payload.RETRY_MODES
+        assert context.job.get_python_origin() == context.reconstructable_job.get_python_origin()
         assert isinstance(plan.artifacts_persisted, bool), "the plan no longer says whether its artifacts are persisted"
         yield from ()
 

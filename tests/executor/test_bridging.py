@@ -1,0 +1,106 @@
+"""Executors of others, on steps that are bridged to workers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import bridging_jobs
+import pytest
+import services
+from bridging_jobs import BridgingExecutor
+from dagster import JobExecutionResult, execute_job, reconstructable
+from executor_bench import Bench, telling
+
+from dagster_taskiq import StepBridge, StepOutcome
+from dagster_taskiq.errors import DagsterTaskiqError
+
+
+def run(bench: Bench, job: Any, monkeypatch: pytest.MonkeyPatch, run_step: Any) -> JobExecutionResult:
+    monkeypatch.setattr(BridgingExecutor, "run_step", run_step, raising=False)
+    return execute_job(reconstructable(job), bench.instance, run_config=bench.config(), raise_on_error=True)
+
+
+def test_another_executor_runs_a_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its calls share a bridge, others come after it."""
+    outcomes: list[StepOutcome] = []
+
+    async def run_step(executor: BridgingExecutor, context: Any, known_state: Any) -> StepOutcome:
+        outcome = await executor.execute_step(context, known_state=known_state)
+        outcomes.append(outcome)
+        return outcome
+
+    bench.worker()
+    result = run(bench, bridging_jobs.fan_out, monkeypatch, run_step)
+    assert result.success
+    assert bench.output(result, "total") == 6
+    for outcome in outcomes:
+        assert (outcome.state, outcome.attempt, outcome.worker, outcome.error) == ("succeeded", 1, "worker-1", None)
+        assert outcome.final_event is not None
+        assert outcome.generation is not None
+        assert outcome.ran_seconds is not None
+        assert telling(bench.logged(result.run_id)[outcome.step_key]) == telling(
+            [event.event_type_value for event in outcome.events]
+        )
+
+
+def test_an_attempt_is_cancelled_the_next_is_lost_and_a_third_succeeds(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [bench.worker()]
+    seen: list[StepOutcome] = []
+
+    async def wait_until(look: Any, what: str) -> None:
+        await asyncio.to_thread(services.wait_for, look, what)
+
+    async def run_step(executor: BridgingExecutor, context: Any, known_state: Any) -> StepOutcome:
+        async with StepBridge(context, executor.settings) as bridge:
+
+            async def attempt(number: int) -> StepOutcome:
+                return await bridge.execute_step(context, known_state=known_state, attempt=number)
+
+            first = asyncio.create_task(attempt(1))
+            await wait_until(lambda: len(bench.notes("waits")) == 1, "the first attempt")
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            await wait_until(lambda: ("waits", 1, "cancelled") in bench.rows(context.run_id), "its end")
+
+            second = asyncio.create_task(attempt(2))
+            await wait_until(lambda: len(bench.notes("waits")) == 2, "the second attempt")
+            workers[0].kill()
+            workers.append(await asyncio.to_thread(bench.worker))
+            seen.append(await second)
+
+            bench.let_go()
+            return await attempt(3)
+
+    result = run(bench, bridging_jobs.waiting, monkeypatch, run_step)
+    assert result.success
+    assert bench.rows(result.run_id) == [("waits", 1, "cancelled"), ("waits", 2, "lost"), ("waits", 3, "succeeded")]
+    (lost,) = seen
+    assert (lost.state, lost.final_event) == ("lost", None)
+    assert lost.error
+    assert len(bench.notes("waits")) == 3
+
+
+def test_what_is_under_way_when_a_bridge_closes_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next bridge of the run is told how it ended, and does not run it again."""
+    bench.worker()
+    ends: list[Any] = []
+
+    async def run_step(executor: BridgingExecutor, context: Any, known_state: Any) -> StepOutcome:
+        async with StepBridge(context, executor.settings) as bridge:
+            call = asyncio.create_task(bridge.execute_step(context, known_state=known_state))
+            await asyncio.to_thread(bench.wait_for_notes, "waits")
+        ends.append(await call)
+        with pytest.raises(DagsterTaskiqError, match="closed"):
+            await bridge.execute_step(context, known_state=known_state)
+        async with StepBridge(context, executor.settings) as bridge:
+            ends.append(await bridge.execute_step(context, known_state=known_state))
+            bench.let_go()
+            return await bridge.execute_step(context, known_state=known_state, attempt=2)
+
+    assert run(bench, bridging_jobs.waiting, monkeypatch, run_step).success
+    assert [(end.attempt, end.state) for end in ends] == [(1, "cancelled"), (1, "cancelled")]
+    assert len(bench.notes("waits")) == 2
