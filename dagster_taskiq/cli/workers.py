@@ -108,7 +108,9 @@ def worker() -> None:
     is_flag=True,
     help="Stay in front of the worker process and start it again when it is killed.",
 )
-@click.option("--keeper", type=int, hidden=True, help="Descriptor of the supervisor that keeps warm parents for the next worker.")
+@click.option(
+    "--keeper", type=int, hidden=True, help="Descriptor of the supervisor that keeps warm parents for the next worker."
+)
 @click.option(
     "--without",
     multiple=True,

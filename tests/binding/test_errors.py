@@ -10,7 +10,14 @@ import pytest
 
 from dagster_taskiq import _core, errors
 
-PYTHON_ONLY = {"DagsterTaskiqError", "ConfigError", "StaleWriteError", "StepTimeLimitError", "WarmParentError", "SqsError"}
+PYTHON_ONLY = {
+    "DagsterTaskiqError",
+    "ConfigError",
+    "StaleWriteError",
+    "StepTimeLimitError",
+    "WarmParentError",
+    "SqsError",
+}
 """Classes that the core never raises itself."""
 
 

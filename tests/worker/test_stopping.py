@@ -165,7 +165,8 @@ def test_a_cancel_that_comes_with_the_claims_own_reply(stage: Any, start_worker:
         stage.database_url,
         "CREATE FUNCTION cancel_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " IF NEW.state = 'claimed' AND OLD.state = 'queued' AND NEW.step_key = 'slow' THEN"
-        " NEW.cancel_requested := true; PERFORM pg_notify('dtq_worker_' || NEW.owner, NEW.generation::text); END IF; RETURN NEW; END $$;"
+        " NEW.cancel_requested := true; PERFORM pg_notify('dtq_worker_' || NEW.owner, NEW.generation::text);"
+        " END IF; RETURN NEW; END $$;"
         " CREATE TRIGGER cancel_at_once BEFORE UPDATE ON dagster_taskiq_steps"
         " FOR EACH ROW EXECUTE FUNCTION cancel_at_once()",
     )
