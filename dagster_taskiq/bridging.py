@@ -25,8 +25,20 @@ from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq.config import Settings
 from dagster_taskiq.coordinator import CLEAR_GRACE, RunCoordinator
 from dagster_taskiq.errors import DagsterTaskiqError
-from dagster_taskiq.notices import Cancelling, Ended, Key, Notice, Refused, Rejected, Trouble, Unserved, Untaken
+from dagster_taskiq.notices import (
+    Cancelling,
+    Declined,
+    Ended,
+    Key,
+    Notice,
+    Refused,
+    Rejected,
+    Trouble,
+    Unserved,
+    Untaken,
+)
 from dagster_taskiq.orchestration import open_coordinator, read_patiently, step_message
+from dagster_taskiq.refusals import sentence
 from dagster_taskiq.sender import Message
 from dagster_taskiq.store import Outcome
 
@@ -244,6 +256,8 @@ class StepBridge:
                 log.warning("run %s: %s", self._run.run_id, why)
                 for key in notice.attempts:
                     self._not_started(key, why)
+            elif isinstance(notice, Declined):
+                log.warning("run %s: %s", self._run.run_id, sentence(notice))
             elif isinstance(notice, Trouble):
                 log.warning("run %s: %s", self._run.run_id, notice.message)
             elif isinstance(notice, Cancelling):

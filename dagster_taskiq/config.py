@@ -70,6 +70,7 @@ class Settings:
     database_url: str | None = field(default=None, repr=False)
     max_concurrent: int | None = None
     tag_concurrency_limits: tuple[Mapping[str, Any], ...] = ()
+    priority_queues: tuple[Mapping[str, Any], ...] = ()
     visibility_timeout: int = 60
     lease_ttl: float = 120.0
     heartbeat_interval: float = 10.0
@@ -119,6 +120,12 @@ class Settings:
             )
         if not self.queue:
             raise ConfigError("queue must have a name.")
+        for band in self.priority_queues:
+            target, priority = (band.get("queue"), band.get("priority")) if isinstance(band, Mapping) else (None, None)
+            if not (target and isinstance(target, str) and isinstance(priority, int)) or isinstance(priority, bool):
+                raise ConfigError(
+                    f"priority_queues must be a list of {{queue, priority}}, whole numbers; not {band!r}."
+                )
         if self.previous_signing_keys and not self.signing_key:
             raise ConfigError("previous_signing_keys needs a signing_key.")
         if self.retention is not None and self.retention < MIN_RETENTION:
@@ -177,7 +184,7 @@ WORKER_ONLY: Final = ("previous_signing_keys", "code_locations", "load_timeout",
 """Settings that only workers read; a run's config has no place for them."""
 
 TEXTS: Final = frozenset({"queue", "queue_url", "region", "endpoint_url", "database_url", "signing_key"})
-LISTS: Final = ("tag_concurrency_limits", "previous_signing_keys", "code_locations")
+LISTS: Final = ("tag_concurrency_limits", "priority_queues", "previous_signing_keys", "code_locations")
 WHOLE: Final = frozenset({"max_concurrent", "visibility_timeout", "worker_loss_retries"})
 REAL: Final = frozenset(
     {
@@ -271,6 +278,10 @@ def executor_config_schema() -> dict[str, Any]:
     return {
         **_from_dagster(("retries", "tag_concurrency_limits", "step_dependency_config")),
         "queue": optional(StringSource, "Name of the SQS queue. Default: DAGSTER_TASKIQ_QUEUE, else `dagster`."),
+        "priority_queues": optional(
+            [{"queue": StringSource, "priority": Int}],
+            "Queues for steps of at least that priority; `queue` is for the rest. Default: none.",
+        ),
         "queue_url": optional(
             StringSource, "URL of that queue, where its name cannot be looked up. Default: DAGSTER_TASKIQ_QUEUE_URL."
         ),

@@ -26,6 +26,7 @@ from dagster_taskiq.errors import DagsterTaskiqError, StoreError
 from dagster_taskiq.flights import Flight, RunInFlight
 from dagster_taskiq.notices import Cancelling, Ended, Key, Notice, Progressed, Refused
 from dagster_taskiq.queue_watch import QueueWatch
+from dagster_taskiq.refusals import Refusals
 from dagster_taskiq.requests import FIRST_RETRY, Requests, may_pass
 from dagster_taskiq.sender import MakeMessage, Sender
 from dagster_taskiq.store import (
@@ -98,6 +99,7 @@ class RunCoordinator:
         self._unwanted: set[Key] = set()
         self._looking = False
         requests = self._requests = Requests(loop, self._event, run.trouble, wake_fd)
+        self._refusals = Refusals(run)
         self._sender = Sender(
             run,
             requests,
@@ -107,6 +109,7 @@ class RunCoordinator:
             on_queue=lambda queue: self._queue_watch.begin(queue),
             on_settled=self._look,
             on_refused=self._refused,
+            on_sent=self._refusals.sent,
         )
         self._queue_watch = QueueWatch(run, requests, store, sqs, self._sender, self._beat_pause)
 
@@ -229,6 +232,8 @@ class RunCoordinator:
             self._look_at_all()
         elif event.kind == "notification" and event.channel == run_channel(self._run.id):
             self._notified(_json_object(event.payload))
+        elif event.kind == "notification":
+            self._refusals.heard(_json_object(event.payload))
 
     def _notified(self, payload: dict[str, Any]) -> None:
         if "run_state" in payload:

@@ -18,6 +18,8 @@ class Flight:
 
     queue: str
     since: float
+    group: str | None = None
+    """Of its messages, on a FIFO queue; None: it has one of its own."""
     message_id: str | None = None
     sends: int = 0
     vanished: int = 0

@@ -58,6 +58,18 @@ class Untaken:
 
 
 @dataclass(frozen=True, slots=True)
+class Declined:
+    """A worker did not take a message of an attempt; the attempt stays queued."""
+
+    step_key: str
+    attempt: int
+    queue: str
+    worker: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progressed:
     """These attempts, which go on, may have given outputs."""
 
@@ -76,4 +88,4 @@ class Cancelling:
     """Somebody asked for the run's end."""
 
 
-Notice = Ended | Refused | Rejected | Unserved | Untaken | Progressed | Trouble | Cancelling
+Notice = Ended | Refused | Rejected | Unserved | Untaken | Declined | Progressed | Trouble | Cancelling

@@ -23,7 +23,7 @@ from dagster import (
     serialize_value,
 )
 
-from dagster_taskiq import _dagster, payload, stories, tags
+from dagster_taskiq import _dagster, payload, refusals, stories, tags
 from dagster_taskiq._core import Loop
 from dagster_taskiq.config import Settings
 from dagster_taskiq.connection_guard import ConnectionGuard, marked_connections
@@ -34,6 +34,7 @@ from dagster_taskiq.inline import InlineWorker, inline_requested
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import (
     Cancelling,
+    Declined,
     Ended,
     Key,
     Notice,
@@ -130,7 +131,7 @@ def step_message(
         time_limit=own.time_limit,
         live_outputs=live_outputs,
     )
-    return Message(payload.pack(task, signing_key=settings.signing_key), stored)
+    return Message(payload.pack(task, signing_key=settings.signing_key), stored, own.group)
 
 
 def read_patiently(read: Callable[[], T], idle: Callable[[float], None], run_id: str) -> T:
@@ -416,6 +417,9 @@ class RunOrchestration:
                     self._stop()
             elif isinstance(notice, Refused):
                 self._forget(notice.step_key)
+            elif isinstance(notice, Declined):
+                about = {"step_key": notice.step_key, "queue": notice.queue, "worker": notice.worker}
+                yield _dagster.engine_event(self._context, refusals.sentence(notice), about)
             elif isinstance(notice, Trouble):
                 yield _dagster.engine_event(self._context, notice.message)
             elif isinstance(notice, Unserved):
@@ -434,7 +438,8 @@ class RunOrchestration:
         hint = (
             f"No worker serves queue {notice.queue!r}, where steps have waited for up to {notice.waited:.0f} s."
             f" Start one with `dagster-taskiq worker start --queue {notice.queue}` and this run's database and SQS"
-            " settings."
+            " settings. If one runs, its settings are others than this run's: compare database_url, region,"
+            " endpoint_url and queue."
         )
         if not notice.attempts:
             yield _dagster.engine_event(self._context, hint, {"queue": notice.queue, "steps_waiting": notice.waiting})

@@ -13,7 +13,7 @@ from dagster_taskiq.flights import Flight, RunInFlight
 from dagster_taskiq.notices import Key, Trouble, Unserved, Untaken
 from dagster_taskiq.requests import Requests
 from dagster_taskiq.sender import SEND_ENTRIES, Queue, Sender, may_return
-from dagster_taskiq.store import IdempotencyStore, QueueDepth, Resend
+from dagster_taskiq.store import IdempotencyStore, QueueDepth, Resend, queue_channel
 
 MAX_VANISHED: Final = 5
 """Messages of one row that may vanish from its queue, no worker having claimed it, before it is given up: about 25
@@ -40,7 +40,8 @@ class QueueWatch:
         self._pause = pause
 
     def begin(self, queue: Queue) -> None:
-        """Look at this queue from now on, as long as attempts wait there."""
+        """Look at this queue from now on, as long as attempts wait there, and hear what its workers refuse."""
+        self._requests.then(lambda: self._store.listen(queue_channel(queue.name)), lambda _: None)
         self._requests.schedule(self._first_look(), lambda: self._look_at_queue(queue))
 
     def _first_look(self) -> float:

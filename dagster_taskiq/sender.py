@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 import time
 import uuid
 from collections import defaultdict
@@ -24,6 +26,8 @@ SEND_ENTRIES: Final = 10
 QUEUE_RETURN: Final = 600.0
 """Seconds for which a queue that was deleted under the run may be missing; then the run fails, naming it."""
 
+GROUP_ID: Final = re.compile("[!-~]{1,128}")
+
 DEAD_POLL: Final = 20.0
 """Seconds after a loss in which the dead worker's last long poll can still take a message and hide it."""
 
@@ -40,6 +44,8 @@ class Message:
 
     body: bytes
     parts: Mapping[str, str]
+    group: str | None = None
+    """On a FIFO queue: messages of one group are taken one after the other.  None: the attempt's own."""
 
 
 class MakeMessage(Protocol):
@@ -76,7 +82,8 @@ class Queue:
 
 class Sender:
     """``on_queue``: called with each queue that the run uses, once.  ``on_settled``: called with attempts whose rows
-    turn out to be terminal.  ``on_refused``: called with an attempt that got no row."""
+    turn out to be terminal.  ``on_refused``: called with an attempt that got no row.  ``on_sent``: called with the id
+    of each message that SQS has taken."""
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class Sender:
         on_queue: Callable[[Queue], None],
         on_settled: Callable[[list[Key]], None],
         on_refused: Callable[[Key], None],
+        on_sent: Callable[[Key, str], None],
     ) -> None:
         self._run = run
         self._requests = requests
@@ -98,6 +106,7 @@ class Sender:
         self._on_queue = on_queue
         self._on_settled = on_settled
         self._on_refused = on_refused
+        self._on_sent = on_sent
         self._queues: dict[str, Queue] = {}
         self._stored_parts: set[str] = set()
 
@@ -158,6 +167,7 @@ class Sender:
 
     def _add_to(self, batch: Batch, key: Key) -> None:
         message = self._make_message(*key)
+        self._run.flights[key].group = message.group
         batch.keys.append(key)
         batch.bodies[key] = message.body
         batch.parts.update((digest, text) for digest, text in message.parts.items() if digest not in self._stored_parts)
@@ -234,6 +244,7 @@ class Sender:
                 continue
             if result["ok"]:
                 flight.message_id = result["message_id"]
+                self._on_sent(key, result["message_id"])
                 flight.sends += 1
                 if flight.sends == 1 and time.monotonic() < self._run.last_loss + DEAD_POLL:
                     self._requests.schedule(ECHO, functools.partial(self.send_again, [key]))
@@ -250,9 +261,16 @@ class Sender:
         self._requests.schedule(retry_pause(failures), lambda: self._send_chunk(queue, chunk, failures + 1))
 
     def _entry(self, url: str, key: Key, body: bytes) -> dict[str, Any]:
-        if url.endswith(".fifo"):
-            return {"body": body, "group_id": f"{self._run.id}:{key[0]}"[:128], "deduplication_id": uuid.uuid4().hex}
-        return {"body": body}
+        if not url.endswith(".fifo"):
+            return {"body": body}
+        flight = self._run.flights.get(key)
+        group = flight.group if flight is not None else None
+        # Each sending counts: the copy of a message that is lost must not be taken for a doubled one.
+        return {
+            "body": body,
+            "group_id": _group_id(group or f"{self._run.id}:{key[0]}"),
+            "deduplication_id": uuid.uuid4().hex,
+        }
 
     def _reject(self, key: Key, reason: str) -> None:
         self.take_from_queue([key], lambda _: self._run.notices.append(Rejected(*key, reason)))
@@ -294,6 +312,11 @@ class Sender:
 
         ask = functools.partial(self._sqs.call, "GetQueueUrl", {"QueueName": queue.name})
         self._requests.ask_sqs(ask, found, failed, passes)
+
+
+def _group_id(group: str) -> str:
+    """As SQS takes it: up to 128 letters, digits and signs of ASCII."""
+    return group if GROUP_ID.fullmatch(group) else hashlib.sha256(group.encode()).hexdigest()
 
 
 def _is_throttling(code: str | None) -> bool:

@@ -30,7 +30,8 @@ StepKey = tuple[str, int]
 TERMINAL_STATES: Final[frozenset[str]] = frozenset({"succeeded", "failed", "cancelled", "lost"})
 
 PRUNE_BATCH: Final = 100
-"""Runs or parts removed by one :meth:`IdempotencyStore.prune` from which on there may be more."""
+"""Rows of one :meth:`IdempotencyStore.prune` or :meth:`IdempotencyStore.settle_ended` from which on there may be
+more."""
 
 _T = TypeVar("_T")
 _Row = tuple[Any, ...]
@@ -50,6 +51,12 @@ def worker_channel(identity: str) -> str:
 def host_channel(boot_id: str) -> str:
     """NOTIFY channel of the workers of a host.  Payload: the identity of one that has registered."""
     return "dtq_host_" + hashlib.md5(boot_id.encode(), usedforsecurity=False).hexdigest()
+
+
+def queue_channel(queue: str) -> str:
+    """NOTIFY channel of the coordinators that use a queue, by its name.  Payload: JSON object, see
+    :mod:`dagster_taskiq.refusals`."""
+    return "dtq_queue_" + hashlib.md5(queue.encode(), usedforsecurity=False).hexdigest()
 
 
 def step_application_name(generation: int) -> str:
@@ -515,6 +522,10 @@ class IdempotencyStore:
         """The claims of a worker of that host whose leases run."""
         return self._run("claims_of", _rows(FellowClaim), owner, boot_id)
 
+    def tell_queue(self, queue: str, payload: str, *, timeout: float) -> _core.Operation[None]:
+        """Notify the coordinators that use a queue (:func:`queue_channel`), with fewer than 8000 bytes."""
+        return self._run("tell_queue", _nothing, queue, payload, timeout=timeout)
+
     def list_workers(self) -> _core.Operation[list[WorkerRow]]:
         return self._run("list_workers", _rows(WorkerRow))
 
@@ -534,11 +545,15 @@ class IdempotencyStore:
 
     def prune(self, older_than: float) -> _core.Operation[Pruned]:
         """Remove runs that ended, or lost their coordinator, and parts that were last used more than ``older_than``
-        seconds (at least two hours) ago, and workers whose heartbeat stopped then or a day ago; settle claims that are
-        left of ended runs when their leases are past.  Longer than a queue keeps messages (14 days at
-        most), so that no late delivery finds its run gone.  At most 100 runs and 1000 parts at a time: call it again
-        while it removes :data:`PRUNE_BATCH` rows or more."""
+        seconds (at least two hours) ago, and workers whose heartbeat stopped then or a day ago.  Longer than a queue
+        keeps messages (14 days at most), so that no late delivery finds its run gone.  At most 100 runs and 1000 parts
+        at a time: call it again while it removes :data:`PRUNE_BATCH` rows or more."""
         return self._run("prune", _one(Pruned), older_than)
+
+    def settle_ended(self) -> _core.Operation[int]:
+        """Settle claims that ended runs have left and whose leases are past; how many.  At most :data:`PRUNE_BATCH` at
+        a time."""
+        return self._run("settle_ended", _value)
 
 
 def _pair(step_key: str, attempt: int) -> StepKey:

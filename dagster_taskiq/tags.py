@@ -12,6 +12,9 @@ from dagster_taskiq.errors import ConfigError
 QUEUE_TAG: Final = "dagster-taskiq/queue"
 """On an op or a job: the queue that its steps are sent to, instead of the executor's."""
 
+GROUP_TAG: Final = "dagster-taskiq/group"
+"""On an op, a job or a run: steps of one group run one after the other, where their queue is a FIFO queue."""
+
 PRIORITY_TAG: Final = "dagster-taskiq/priority"
 """On an op: a whole number; of steps that are ready at the same time, higher ones are sent first."""
 
@@ -52,6 +55,7 @@ class StepSettings:
     """What the tags of a step and of its run make of an executor's settings.  ``time_limit`` in seconds or None."""
 
     queue: str
+    group: str | None
     priority: int
     lease_ttl: float
     visibility_timeout: int
@@ -62,8 +66,9 @@ class StepSettings:
 def step_settings(
     step_key: str, step_tags: Mapping[str, str], run_tags: Mapping[str, str], settings: Settings
 ) -> StepSettings:
-    """The settings of one step.  The queue is the step's own, else the run's, else the executor's; the other tags count
-    on the op only.  Raises ``ConfigError`` that names step and tag."""
+    """The settings of one step.  The queue is the step's own, else the run's, else the executor's for its priority; the
+    group is the step's own, else the run's; the other tags count on the op only.  Raises ``ConfigError`` that names
+    step and tag."""
 
     def own(tag: str, convert: Callable[[str], Any], default: Any) -> Any:
         return _converted(f"step {step_key!r}", tag, _get(step_tags, tag), convert, default)
@@ -88,13 +93,20 @@ def step_settings(
         except ConfigError as error:
             raise ConfigError(f"the tags of step {step_key!r}: {error}") from None
     return StepSettings(
-        queue=_get(step_tags, QUEUE_TAG) or _get(run_tags, QUEUE_TAG) or settings.queue,
+        queue=_get(step_tags, QUEUE_TAG) or _get(run_tags, QUEUE_TAG) or _queue_for(priority, settings),
+        group=step_tags.get(GROUP_TAG) or run_tags.get(GROUP_TAG),
         priority=priority,
         lease_ttl=checked.lease_ttl,
         visibility_timeout=checked.visibility_timeout,
         worker_loss_retries=checked.worker_loss_retries,
         time_limit=limit,
     )
+
+
+def _queue_for(priority: int, settings: Settings) -> str:
+    """The queue of the highest band that the priority reaches."""
+    bands = [band for band in settings.priority_queues if priority >= band["priority"]]
+    return str(max(bands, key=lambda band: int(band["priority"]))["queue"]) if bands else settings.queue
 
 
 def celery_tags_in_use(all_tags: Iterable[Mapping[str, str]]) -> dict[str, str]:

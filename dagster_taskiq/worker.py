@@ -2,8 +2,8 @@
 own.
 
 One event loop, in the main thread; the core's I/O thread beside it renews leases and message visibilities, so a busy
-event loop costs no lease.  Nothing polls: every queue has one long poll outstanding while there is a free slot, orders
-to cancel come by NOTIFY and with the heartbeat's answer.
+event loop costs no lease.  Queues are asked by long polls while there is a free slot, orders to cancel come by NOTIFY
+and with the heartbeat's answer.
 
 ``docs/internals/worker.md`` has the processes, the descriptors and the order of things.
 """
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from taskiq import AckableMessage
 
-from dagster_taskiq import _bridge, _core, migrations, sqs
+from dagster_taskiq import _bridge, _core, migrations, refusals, sqs
 from dagster_taskiq.attempt import RETRY_SOON, VISIBILITY_MAX, Attempt, Delivery
 from dagster_taskiq.broker import DELAY_MAX, LONG_POLL, Backoff, SQSBroker
 from dagster_taskiq.config import Settings
@@ -38,7 +38,7 @@ from dagster_taskiq.levers import all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
-from dagster_taskiq.slots import Slots
+from dagster_taskiq.slots import BATCH, Slots
 from dagster_taskiq.store import PRUNE_BATCH, Claim, IdempotencyStore, host_channel, worker_channel
 from dagster_taskiq.warm_parent import ISOLATIONS, process_start
 
@@ -51,7 +51,14 @@ WORKER_HEARTBEAT: Final = 15.0
 """Seconds between two heartbeats of the worker's own row."""
 
 PRUNE_INTERVAL: Final = 3600.0
-"""Seconds between two removals of old rows, on average."""
+"""Seconds between two looks for left-over claims and old rows, on average."""
+
+FIFO: Final = ".fifo"
+"""How the names of FIFO queues end.  One receive can bring several messages of a group, which are to run one after the
+other, so it is for one message there."""
+
+OTHERS_TURN_MAX: Final = 60.0
+"""Seconds; the longest time for which a message is left to other workers."""
 
 PARTS_BYTES: Final = 64 * 1024 * 1024
 """Bytes of payload parts that a worker keeps, so that the steps of a run read them once."""
@@ -62,8 +69,8 @@ Foreign = Callable[[AckableMessage], Awaitable[None]]
 class SQSTaskIQWorker:
     """A worker.  :meth:`main` runs it as a program; inside another event loop: :meth:`run` and :meth:`stop`.
 
-    ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs; None:
-    ``settings.queue``.
+    ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs, in order of
+    preference; None: ``settings.queue``.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
     ``without``: levers to switch off (:mod:`dagster_taskiq.levers`).
@@ -108,8 +115,11 @@ class SQSTaskIQWorker:
         self.cancel_grace = cancel_grace
         self.drain_timeout = drain_timeout
         self.queues = list(dict.fromkeys(queues or [settings.queue_url or settings.queue]))
-        own = [settings.queue] if settings.queue_url in self.queues else []
-        self._served = list(dict.fromkeys([*own, *map(_queue_name, self.queues)]))
+        self._names = {
+            queue: [*([settings.queue] if queue == settings.queue_url else []), _queue_name(queue)]
+            for queue in self.queues
+        }
+        """Under which executors know each queue."""
         self.slots = slots
         self.broker = broker or SQSBroker(self.queues[0], region=settings.region, endpoint_url=settings.endpoint_url)
         self._database_url = settings.database_url
@@ -132,7 +142,7 @@ class SQSTaskIQWorker:
         """Generations of claims that are not known here yet."""
         self._handling: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self._slots = Slots(slots, len(self.queues))
+        self._slots = Slots(slots, [1 if queue.endswith(FIFO) else BATCH for queue in self.queues])
         self._free_fences = deque(range(slots))
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -188,11 +198,11 @@ class SQSTaskIQWorker:
                 extra=fields(worker=self.identity),
             )
             beating = asyncio.create_task(self._beat())
-            pruning = asyncio.create_task(self._prune())
-            serving = [asyncio.create_task(self._serve(queue)) for queue in self.queues]
+            tidying = asyncio.create_task(self._tidy())
+            serving = [asyncio.create_task(self._serve(place, queue)) for place, queue in enumerate(self.queues)]
             stopping = asyncio.create_task(self._stopping.wait())
             # None of the others ends by itself, unless something is wrong with it.
-            await asyncio.wait([stopping, beating, pruning, *serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, beating, tidying, *serving], return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
             await self._drain()
             # Long polls that are still out: an abandoned one would hide the next message.
@@ -200,9 +210,9 @@ class SQSTaskIQWorker:
             await self._until_done(self._handling, 10)
             if self._hurrying.is_set():
                 self.broker.abandon_polls()
-            for task in (*serving, beating, pruning):
+            for task in (*serving, beating, tidying):
                 task.cancel()
-            results = await asyncio.gather(*serving, beating, pruning, return_exceptions=True)
+            results = await asyncio.gather(*serving, beating, tidying, return_exceptions=True)
             await self._unregister()
             for result in results:
                 if isinstance(result, Exception):
@@ -263,11 +273,11 @@ class SQSTaskIQWorker:
 
     # ---- receiving --------------------------------------------------------------------------------------------------
 
-    async def _serve(self, queue: str) -> None:
-        """One queue: a long poll, for as many messages as there are free slots, as long as there is one."""
+    async def _serve(self, place: int, queue: str) -> None:
+        """One queue, the ``place``-th: a poll for messages whenever it is given slots for them."""
         backoff = Backoff()
         while True:
-            count, wait = await self._slots.take()
+            count, wait = await self._slots.take(place)
             messages: list[dict[str, Any]] = []
             pause = 0.0
             try:
@@ -280,7 +290,7 @@ class SQSTaskIQWorker:
                 logger.warning("receiving failed: %s", error, extra=fields(queue=queue))
                 pause = backoff.next()
             finally:
-                self._slots.polled(count - len(messages))
+                self._slots.polled(place, count, len(messages))
             received_ns = _core.boot_ns()
             for message in messages:
                 delivery = _delivery(queue, url, message, received_ns)
@@ -315,8 +325,7 @@ class SQSTaskIQWorker:
             await self._not_a_step(delivery, error)
             return
         if self._code_locations and task.code_location not in self._code_locations:
-            detail = f"this worker runs no steps of code location {task.code_location!r}"
-            await self._quarantine(delivery, "code_location", detail)
+            await self._leave_to_others(delivery, task.code_location)
             return
         try:
             await self._take(delivery, task)
@@ -441,10 +450,35 @@ class SQSTaskIQWorker:
         """To the dead-letter queue.  Where that is not possible the message stays, hidden for a while: nothing is
         dropped silently.
         """
+        # First: once the message is gone nobody tells again.
+        await self._tell(delivery, reason, detail)
         if await self._dead_letters.send(delivery, reason, detail):
             await self.delete(delivery)
         else:
             await self.hide(delivery, DELAY_MAX)
+
+    async def _leave_to_others(self, delivery: Delivery, code_location: str) -> None:
+        """Nothing is wrong with the message, and another worker of the queue may serve its code location.  When none
+        does, the queue's redrive policy ends it."""
+        pause = min(2.0 ** min(delivery.receive_count, 10), OTHERS_TURN_MAX)
+        detail = f"this worker runs no steps of code location {code_location!r} (code_locations)"
+        logger.warning(
+            "%s: hiding this delivery for %.0f s",
+            detail,
+            pause,
+            extra=fields(message_id=delivery.message_id, deliveries=delivery.receive_count, queue=delivery.queue),
+        )
+        await self.hide(delivery, pause)
+        await self._tell(delivery, refusals.CODE_LOCATION, detail)
+
+    async def _tell(self, delivery: Delivery, reason: str, detail: str) -> None:
+        """The runs that use the queue, that their message is not taken here."""
+        payload = refusals.telling(delivery.message_id, reason, detail, self.name)
+        try:
+            for name in self._names[delivery.queue]:
+                await self.store.tell_queue(name, payload, timeout=refusals.TELL_TIMEOUT)
+        except CoreError as error:
+            logger.warning("the run could not be told: %s", error, extra=fields(message_id=delivery.message_id))
 
     # ---- what attempts need -----------------------------------------------------------------------------------------
 
@@ -530,7 +564,7 @@ class SQSTaskIQWorker:
             self.hostname,
             os.getpid(),
             self._boot_id,
-            self._served,
+            list(dict.fromkeys(name for names in self._names.values() for name in names)),
             self.slots,
             pid_start=process_start(os.getpid()),
             ttl=4 * WORKER_HEARTBEAT,
@@ -548,21 +582,25 @@ class SQSTaskIQWorker:
             except CoreError as error:
                 logger.warning("the worker's heartbeat failed: %s", error, extra=fields(worker=self.identity))
 
-    async def _prune(self) -> None:
-        """Remove what is older than the retention: at the start, and about once an hour."""
+    async def _tidy(self) -> None:
+        """Settle what ended runs have left, and remove what is older than the retention: at the start, and about once
+        an hour."""
         while True:
             more = False
-            if self._retention is not None:
-                try:
-                    pruned = await self.store.prune(self._retention)
-                    more = max(pruned.runs, pruned.parts) >= PRUNE_BATCH
-                    if pruned.runs or pruned.parts or pruned.workers:
-                        logger.info(
-                            "removed %d old runs, %d parts, %d workers", pruned.runs, pruned.parts, pruned.workers
-                        )
-                except CoreError as error:
-                    logger.warning("old rows could not be removed now: %s", error)
+            try:
+                more = await self.store.settle_ended() >= PRUNE_BATCH
+                if self._retention is not None:
+                    more = await self._prune(self._retention) or more
+            except CoreError as error:
+                logger.warning("left-over and old rows could not be dealt with now: %s", error)
             await asyncio.sleep(1 if more else PRUNE_INTERVAL * random.uniform(0.5, 1.5))
+
+    async def _prune(self, retention: float) -> bool:
+        """Whether there may be more to remove."""
+        pruned = await self.store.prune(retention)
+        if pruned.runs or pruned.parts or pruned.workers:
+            logger.info("removed %d old runs, %d parts, %d workers", pruned.runs, pruned.parts, pruned.workers)
+        return max(pruned.runs, pruned.parts) >= PRUNE_BATCH
 
     async def _unregister(self) -> None:
         try:

@@ -38,9 +38,9 @@
  *   claimed  lost       claim           worker, another    lease past, started           reason; run
  *                                       delivery
  *   claimed  lost       mark_lost       who saw it dead    generation                    reason; run
- *   claimed  lost       prune           any worker, hourly run ended, lease past,        reason; run
+ *   claimed  lost       settle_ended    any worker, hourly run ended, lease past,        reason; run
  *                                                          started
- *   claimed  cancelled  prune           any worker, hourly run ended, lease past,        run
+ *   claimed  cancelled  settle_ended    any worker, hourly run ended, lease past,        run
  *                                                          never started
  *   * of a run that is not active: cancelled at once, which is where the next move would take it.
  *
@@ -58,7 +58,7 @@
  *
  * Notifications: of a single row to its run {"step_key", "attempt", "state"}; of many rows, or when that is too long,
  * {} ("look"); of a cancelled run {"run_state"}; to a worker the generation to cancel; to the workers of a host who
- * has joined them.
+ * has joined them; to the coordinators that use a queue what a worker makes of its messages (tell_queue).
  */
 #ifndef DTQ_STORE_SQL_H
 #define DTQ_STORE_SQL_H
@@ -70,6 +70,7 @@
 
 #define RUN_CHANNEL(run_id) "'dtq_run_' || replace(" run_id ", '-', '')"
 #define HOST_CHANNEL(boot_id) "'dtq_host_' || md5(" boot_id ")"
+#define QUEUE_CHANNEL(queue) "'dtq_queue_' || md5(" queue ")"
 #define TELL_RUN_ROW(s) \
     "pg_notify(" RUN_CHANNEL(s ".run_id") ", CASE WHEN octet_length(" ROW_JSON(s) ") < 8000 THEN " ROW_JSON(s) \
     " ELSE '{}' END)::text"
@@ -447,6 +448,9 @@ static const struct dtq_statement statements[] = {
      "SELECT w.identity, w.name, w.pid, w.pid_start FROM dagster_taskiq_workers w "
      "WHERE w.boot_id = $1::text AND w.identity <> $2::text ORDER BY w.identity"},
 
+    /* queue, payload: to the coordinators that use the queue */
+    {"tell_queue", "tt", "", "SELECT pg_notify(" QUEUE_CHANNEL("$1::text") ", $2::text)::text"},
+
     /* owner, boot_id -> its claims whose lease runs: key, generation, pid, start of the process, whether it started */
     {"claims_of", "tt", "ttiiitb",
      "SELECT s.run_id, s.step_key, s.attempt, s.generation, s.pid, s.pid_start, s.started_at IS NOT NULL "
@@ -485,10 +489,8 @@ static const struct dtq_statement statements[] = {
      "SELECT p.digest, p.content FROM dagster_taskiq_parts p "
      "WHERE p.digest = ANY ($1::text[])"},
 
-    /* older than s -> runs, parts and workers that were removed; settles what a run left claimed whose coordinator died
-     * at its end.  A bounded number at a time, and nothing that another worker is removing: this runs on the connection
-     * that renews leases. */
-    {"prune", "f", "iii",
+    /* -> rows that were settled: what a run left claimed whose coordinator died at its end. */
+    {"settle_ended", "", "i",
      "WITH left_over AS (SELECT " KEY_ORDER("s") ", s.started_at IS NOT NULL AS started, " LEASE_ENDED_REASON("s")
      " AS why FROM dagster_taskiq_steps s JOIN dagster_taskiq_runs r ON r.run_id = s.run_id AND r.state = 'ended' "
      "WHERE s.state = 'claimed' AND s.lease < now() "
@@ -498,8 +500,12 @@ static const struct dtq_statement statements[] = {
      "RETURNING " TELL_RUN_LOOK("s") "), "
      "cancelled AS (UPDATE dagster_taskiq_steps s SET " SET_REQUEUED("false") "FROM left_over "
      "WHERE " SAME_ROW("s", "left_over") " AND NOT left_over.started "
-     "RETURNING " TELL_RUN_LOOK("s") "), "
-     "age AS (SELECT now() - " SECONDS("greatest($1::float8, 7200)") " AS before), "
+     "RETURNING " TELL_RUN_LOOK("s") ") SELECT (SELECT count(*) FROM lost) + (SELECT count(*) FROM cancelled)"},
+
+    /* older than s -> runs, parts and workers that were removed.  A bounded number at a time, and nothing that another
+     * worker is removing: this runs on the connection that renews leases. */
+    {"prune", "f", "iii",
+     "WITH age AS (SELECT now() - " SECONDS("greatest($1::float8, 7200)") " AS before), "
      "old_runs AS (SELECT o.run_id FROM dagster_taskiq_runs o "
      "WHERE o.state = 'ended' AND o.ended_at < (SELECT before FROM age) "
      "ORDER BY o.ended_at LIMIT " PRUNE_RUNS " FOR UPDATE SKIP LOCKED), "

@@ -303,3 +303,24 @@ def uses_early(value: int) -> int:
 def early() -> None:
     first, second = gives_early()
     total([plus_one(uses_early(first)), second])
+
+
+@op(tags={"dagster-taskiq/group": "a group"})
+def in_line(context: OpExecutionContext) -> None:
+    note("in_line")
+
+
+@op
+def meets(context: OpExecutionContext) -> None:
+    """Ends when the other one runs too."""
+    here, there = ("left", "right") if context.op_handle.name == "left" else ("right", "left")
+    (Path(os.environ[SCRATCH]) / here).touch()
+    wait_for_file(there)
+
+
+@job(executor_def=taskiq_executor)
+def grouped() -> None:
+    for place in ("first", "second", "third"):
+        in_line.alias(place)()
+    meets.alias("left")()
+    meets.alias("right")()

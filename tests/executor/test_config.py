@@ -57,6 +57,8 @@ def test_backoff_and_an_explicit_null() -> None:
         ({"backoff": {"base": 10, "cap": 1}}, ["backoff"]),
         ({"backoff": {"bas": 10}}, ["backoff.bas"]),
         ({"quue": "x"}, ["quue", "queue"]),
+        ({"priority_queues": [{"queue": "high"}]}, ["priority_queues", "high"]),
+        ({"priority_queues": "high"}, ["priority_queues", "high"]),
         ({"lease_ttl": "soon"}, ["lease_ttl", "soon"]),
         ({"lease_ttl": float("nan")}, ["lease_ttl", "nan"]),
         ({"lease_ttl": float("inf")}, ["lease_ttl", "inf"]),

@@ -72,3 +72,24 @@ def test_celerys_tags_count_where_ours_are_absent() -> None:
         "dagster-celery/queue": "dagster-taskiq/queue",
         "dagster-celery/priority": "dagster-taskiq/priority",
     }
+
+
+def test_a_step_goes_to_the_queue_of_the_highest_priority_that_it_reaches() -> None:
+    bands = ({"queue": "urgent", "priority": 10}, {"queue": "high", "priority": 1})
+    settings = Settings(priority_queues=bands)
+
+    def queue(priority: int, **run_tags: str) -> str:
+        return step_settings("s", {"dagster-taskiq/priority": str(priority)}, run_tags, settings).queue
+
+    assert [queue(priority) for priority in (0, 1, 9, 10, 11)] == ["dagster", "high", "high", "urgent", "urgent"]
+    assert queue(0, **{"dagster-taskiq/run_priority": "10"}) == "urgent"
+    assert queue(10, **{"dagster-taskiq/queue": "of-run"}) == "of-run"
+    own = {"dagster-taskiq/queue": "of-op", "dagster-taskiq/priority": "10"}
+    assert step_settings("s", own, {}, settings).queue == "of-op"
+
+
+def test_the_group_is_the_ops_or_the_runs() -> None:
+    run_tags = {"dagster-taskiq/group": "of-run"}
+    assert step_settings("s", {}, {}, SETTINGS).group is None
+    assert step_settings("s", {}, run_tags, SETTINGS).group == "of-run"
+    assert step_settings("s", {"dagster-taskiq/group": "of-op"}, run_tags, SETTINGS).group == "of-op"

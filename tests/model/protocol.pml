@@ -111,7 +111,7 @@ bool finished;               /* STEP_SUCCESS or STEP_FAILURE after the last of t
 bool run_over;               /* Dagster's run has its final status */
 
 /* A statement whose client is gone or has sent it again. */
-mtype = { s_enqueue, s_resend, s_begin_run, s_take_over_run, s_prune, s_cancel_run, s_end_run, s_sweep_lost, s_cancel_queued, s_request_cancel,
+mtype = { s_enqueue, s_resend, s_begin_run, s_take_over_run, s_settle_ended, s_cancel_run, s_end_run, s_sweep_lost, s_cancel_queued, s_request_cancel,
           s_claim, s_start, s_renew, s_hand_back, s_complete, s_succeeded, s_failed, s_cancelled, s_mark_lost };
 mtype late_what;
 byte late_attempt, late_generation;
@@ -807,9 +807,9 @@ end_supervisor:
         }
 #ifndef BUG_NO_CLEARING
        /* The regular visit of any worker: claims that an ended run has left. */
-    :: atomic { run_state == ended && row[a].state == claimed && !row[a].lease && row[a].started -> LOSE(a, prune) }
+    :: atomic { run_state == ended && row[a].state == claimed && !row[a].lease && row[a].started -> LOSE(a, settle_ended) }
     :: atomic { run_state == ended && row[a].state == claimed && !row[a].lease && !row[a].started ->
-        MOVE(a, claimed, cancelled, prune);
+        MOVE(a, claimed, cancelled, settle_ended);
         SET_REQUEUED(a)
         }
 #endif

@@ -126,7 +126,7 @@ VARIED = {
     "cancel_queued": ("run_mine",),
     "request_cancel": ("run_mine",),
     "sweep_lost": ("run_mine",),
-    "prune": (),
+    "settle_ended": (),
 }
 """What the caller of each statement can get wrong."""
 
@@ -236,10 +236,11 @@ class Bench:
             "cancel_queued": (run_id, run, None, None),
             "request_cancel": (run_id, run, None, None),
             "sweep_lost": (run_id, run),
-            "prune": (86400.0,),
+            "settle_ended": (),
         }
         values = arguments[statement]
-        self.cursor.execute(f"EXECUTE {statement} ({', '.join(['%s'] * len(values))})", values)
+        placeholders = f" ({', '.join(['%s'] * len(values))})" if values else ""
+        self.cursor.execute(f"EXECUTE {statement}{placeholders}", values)
 
 
 @pytest.fixture(scope="module")

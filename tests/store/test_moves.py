@@ -696,7 +696,7 @@ def test_prune(open_store: Callable[..., IdempotencyStore], empty_database: Call
     sql.connection.close()
 
 
-def test_prune_settles_what_ended_runs_have_left(run: Run) -> None:
+def test_what_ended_runs_have_left_is_settled(run: Run) -> None:
     """Their coordinators are gone: nobody else sweeps these claims."""
     for key in ("started", "running"):
         run.started(key)
@@ -704,7 +704,8 @@ def test_prune_settles_what_ended_runs_have_left(run: Run) -> None:
     run.store.end_run(run.id, run.generation).result()
     for key in ("started", "claimed"):
         run.expire(key)
-    run.store.prune(86400).result()
+    assert run.store.settle_ended().result() == 2
+    assert run.store.settle_ended().result() == 0
     assert [run.state(key) for key in ("started", "claimed", "running")] == ["lost", "cancelled", "claimed"]
 
 
