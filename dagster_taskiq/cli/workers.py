@@ -44,7 +44,7 @@ def worker() -> None:
     "queues",
     multiple=True,
     metavar="NAME",
-    help="Queue to take steps from; may be given several times, and all are served. Default: the config file, then "
+    help="Queue to take steps from; may be given several times, in order of preference. Default: the config file, then "
     "DAGSTER_TASKIQ_QUEUE, then `dagster`.",
 )
 @click.option(
