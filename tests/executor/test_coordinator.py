@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import psycopg2
@@ -106,6 +106,38 @@ def test_a_queued_row_of_a_run_that_is_cancelled_is_settled_whoever_cancels(
     services.wait_for(lambda: coordinator.poll() or services.rows(database_url, sql), "the row")
     services.rows(database_url, "UPDATE dagster_taskiq_runs SET state = 'cancelling'")
     wait_for_notice(coordinator, Cancelling)
+    assert wait_for_notice(coordinator, Ended).outcome.state == "cancelled"
+
+
+def test_an_attempt_that_is_cancelled_before_it_has_a_row_never_starts(make: Make, queue: services.Queue) -> None:
+    """The run goes on: another step is not touched."""
+    coordinator = make()
+    coordinator.begin()
+    coordinator.submit([("unwanted", 1, queue.name), ("wanted", 1, queue.name)])
+    coordinator.cancel_attempts([("unwanted", 1)])
+    outcome = wait_for_notice(coordinator, Ended).outcome
+    assert (outcome.step_key, outcome.state, outcome.claimed_at) == ("unwanted", "cancelled", None)
+    assert coordinator.in_flight == 1
+
+
+def test_an_unwanted_attempt_that_comes_back_into_the_queue_is_cancelled(
+    make: Make, queue: services.Queue, database_url: str
+) -> None:
+    """A worker that was asked to cancel it may hand it back instead."""
+    coordinator = make()
+    coordinator.begin()
+    coordinator.submit([("step", 1, queue.name)])
+    sql = "SELECT 1 FROM dagster_taskiq_steps WHERE state = 'queued'"
+    services.wait_for(lambda: coordinator.poll() or services.rows(database_url, sql), "the row")
+    with closing(Loop()) as loop:
+        store = IdempotencyStore(loop, database_url)
+        who = {"owner": "me", "nonce": "n", "host": "h", "boot_id": "b", "delivery_id": "d"}
+        claim = store.claim("a-run", "step", 1, ttl=60, deliveries=1, **who).result()
+        assert claim.generation is not None
+        coordinator.cancel_attempts([("step", 1)])
+        asked = "SELECT 1 FROM dagster_taskiq_steps WHERE cancel_requested"
+        services.wait_for(lambda: coordinator.poll() or services.rows(database_url, asked), "the request")
+        assert store.hand_back("a-run", "step", 1, claim.generation).result()
     assert wait_for_notice(coordinator, Ended).outcome.state == "cancelled"
 
 

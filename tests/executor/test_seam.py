@@ -23,10 +23,18 @@ from dagster import (
     DynamicOutput,
     Executor,
     ExecutorDefinition,
+    InputContext,
+    IOManager,
     JobExecutionResult,
+    Nothing,
+    Out,
+    Output,
+    OutputContext,
     RetryPolicy,
     execute_job,
     executor,
+    in_process_executor,
+    io_manager,
     job,
     multiple_process_executor_requirements,
     op,
@@ -94,6 +102,37 @@ def pooled() -> None:
 def pooled_twice() -> None:
     pooled.alias("one")()
     pooled.alias("two")()
+
+
+class Forgetful(IOManager):
+    def handle_output(self, context: OutputContext, obj: object) -> None:
+        if context.name == "lost":
+            raise RuntimeError("cannot be stored")
+
+    def load_input(self, context: InputContext) -> object:
+        raise NotImplementedError
+
+
+@io_manager
+def forgetful(_: Any) -> Forgetful:
+    return Forgetful()
+
+
+@op(out={"nothing": Out(Nothing), "kept": Out(int), "lost": Out(int)})
+def gives() -> Iterator[Output[Any]]:
+    yield Output(None, "nothing")
+    yield Output(1, "kept")
+    yield Output(2, "lost")
+
+
+@job(executor_def=in_process_executor, resource_defs={"io_manager": forgetful})
+def gives_by_itself() -> None:
+    gives()
+
+
+@job(executor_def=probe_executor, resource_defs={"io_manager": forgetful})
+def gives_probed() -> None:
+    gives()
 
 
 @pytest.fixture
@@ -288,6 +327,26 @@ def test_an_attempt_is_read_back_from_the_log_by_its_number(instance: DagsterIns
     assert [_dagster.is_lost_event(event) for event, _ in logged.retries] == [True]
     assert logged.final is not None
     assert logged.final.event_type is DagsterEventType.STEP_FAILURE
+
+
+def test_an_output_counts_when_it_has_been_stored(instance: DagsterInstance) -> None:
+    """Dagster says that it is there before that."""
+    ran = execute_job(reconstructable(gives_by_itself), instance, raise_on_error=False)
+    events = [event for event in ran.all_events if event.step_key == "gives"]
+    found: list[list[str]] = []
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        step = plan.get_step_by_key("gives")
+        for end in range(len(events) + 1):
+            stored = _dagster.stored_outputs(step, events[:end])
+            found.append([event.step_output_data.output_name for event in stored])
+        yield from ()
+
+    run(instance, script, gives_probed)
+    changes = [names for before, names in zip([None, *found], found, strict=False) if names != before]
+    assert changes == [[], ["nothing"], ["nothing", "kept"]], "the third could not be stored"
+    first_with_kept = events[found.index(["nothing", "kept"]) - 1]
+    assert first_with_kept.event_type is DagsterEventType.HANDLED_OUTPUT
 
 
 def test_the_log_is_read_page_by_page(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
