@@ -488,10 +488,9 @@ def is_outage(error: BaseException | None) -> bool:
 
 
 def attempt_events(
-    instance: DagsterInstance, run_id: str, attempts: Iterable[tuple[str, int]], *, progress: bool = False
+    instance: DagsterInstance, run_id: str, attempts: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], list[DagsterEvent]]:
-    """What the event log holds of some attempts, in order: outputs and the terminal event; with ``progress`` also what
-    says that outputs are stored.
+    """What the event log holds of some attempts, in order: what their processes have logged, and no engine events.
 
     Events carry no attempt number; an attempt's are those that follow our STEP_WORKER_STARTING with its number, up to
     the next one of the step.  The log is read from its end, no further than needed.
@@ -503,7 +502,7 @@ def attempt_events(
     found: dict[tuple[str, int], list[DagsterEvent]] = {key: [] for key in wanted}
     step_keys = {step_key for step_key, _ in wanted}
     cursor: str | None = None
-    types = set(STATE_EVENTS | PROGRESS_EVENTS if progress else STATE_EVENTS)
+    types = set(DagsterEventType) - {DagsterEventType.ENGINE_EVENT}
     while missing:
         page = instance.get_records_for_run(run_id, cursor, of_type=types, limit=_LOG_PAGE, ascending=False)
         for record in page.records:

@@ -475,9 +475,7 @@ class RunOrchestration:
         return any(not one.is_dynamic and (step.key, one.name) not in self._fed for one in step.step_outputs)
 
     def _read_attempts(self, keys: Iterable[Key]) -> dict[Key, list[DagsterEvent]]:
-        return self._read(
-            lambda: _dagster.attempt_events(self._instance, self._run.run_id, keys, progress=self._live_outputs)
-        )
+        return self._read(lambda: _dagster.attempt_events(self._instance, self._run.run_id, keys))
 
     def _feed_outputs(self, events: Iterable[DagsterEvent]) -> None:
         """Each once: the plan counts mapping keys."""
