@@ -209,7 +209,7 @@ class RunOrchestration:
         """Of all steps, before the first one starts.  Raises ``ConfigError``."""
         for step in self._plan.steps:
             tags.step_settings(step.key, step.tags, self._run.tags, self._settings)
-        self._celery_tags = tags.celery_tags_in_use([self._run.tags, *(step.tags for step in self._plan.steps)])
+        self._celery_tags = tags.celery_tags_in_use(self._run.tags, [step.tags for step in self._plan.steps])
 
     def _settings_of(self, step: Any) -> tags.StepSettings:
         known = self._step_settings.get(step.key)

@@ -109,10 +109,12 @@ def _queue_for(priority: int, settings: Settings) -> str:
     return str(max(bands, key=lambda band: int(band["priority"]))["queue"]) if bands else settings.queue
 
 
-def celery_tags_in_use(all_tags: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """dagster-celery's tags among these -> the names that they should have here."""
-    found = {name for tags in all_tags for name in tags}
-    return {theirs: ours for ours, theirs in CELERY_TAGS.items() if theirs in found}
+def celery_tags_in_use(run_tags: Mapping[str, str], steps: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """dagster-celery's tags that count in a run with such steps -> the names that they should have here."""
+    used = {QUEUE_TAG, RUN_PRIORITY_TAG} & {ours for ours, theirs in CELERY_TAGS.items() if theirs in run_tags}
+    for step_tags in steps:
+        used |= {QUEUE_TAG, PRIORITY_TAG} & {ours for ours, theirs in CELERY_TAGS.items() if theirs in step_tags}
+    return {CELERY_TAGS[ours]: ours for ours in used}
 
 
 def _get(tags: Mapping[str, str], tag: str) -> str | None:

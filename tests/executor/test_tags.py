@@ -68,9 +68,14 @@ def test_celerys_tags_count_where_ours_are_absent() -> None:
     found = step_settings("s", theirs, run_tags, SETTINGS)
     assert (found.queue, found.priority) == ("of-celery", 5)
     assert step_settings("s", {**theirs, "dagster-taskiq/queue": "ours"}, {}, SETTINGS).queue == "ours"
-    assert celery_tags_in_use([theirs, {}]) == {
+    assert celery_tags_in_use({}, [theirs, {}]) == {
         "dagster-celery/queue": "dagster-taskiq/queue",
         "dagster-celery/priority": "dagster-taskiq/priority",
+    }
+    # A priority of steps says nothing on a run.
+    assert celery_tags_in_use({**theirs, **run_tags}, [{}]) == {
+        "dagster-celery/queue": "dagster-taskiq/queue",
+        "dagster-celery/run_priority": "dagster-taskiq/run_priority",
     }
 
 
