@@ -21,13 +21,18 @@ BOOT = time.CLOCK_BOOTTIME
 
 @contextmanager
 def _holding(
-    folder: Path, *, workers: int = 2, preload: str | None = None, timing: Timing = SHORT
+    folder: Path,
+    *,
+    workers: int = 2,
+    preload: str | None = None,
+    timing: Timing = SHORT,
+    supervised: bool = False,
 ) -> Iterator[tuple[Stack, RunHandle, Path]]:
     """A run whose one step waits, on one of several workers with a slot each."""
     release = folder.with_name("release")
     with Stack(folder, workers=0, timing=timing, drain_timeout=0.0) as stack:
         for _ in range(workers):
-            stack.add_worker(slots=1, preload=preload)
+            stack.add_worker(slots=1, preload=preload, supervised=supervised)
         stack.wait_until_ready()
         # All have a warm parent already: what is measured is the way back, not Python's imports.
         _warm_up(stack, folder.with_name("warmed"))
@@ -82,6 +87,25 @@ def kill_worker(folder: Path) -> float:
         sql = "SELECT state, lease > finished_at FROM dagster_taskiq_steps WHERE run_id = %s AND attempt = 1"
         assert stack.rows(f"{sql} AND step_key = 'held'", run.id) == [("lost", True)]
         return seconds
+
+
+def kill_sole_worker(folder: Path) -> float:
+    """SIGKILL of the only worker, which its supervisor starts again → start of the next attempt."""
+    with _holding(folder, workers=1, supervised=True) as (stack, run, _):
+        (first,) = _starts(stack, run)
+        (supervisor,) = [worker.process.pid for worker in stack.workers if worker.process is not None]
+        (worker,) = [pid for pid in services.descendants(supervisor) if _is_worker(pid, supervisor)]
+        begun = time.clock_gettime_ns(BOOT)
+        os.kill(worker, signal.SIGKILL)
+        seconds = _next_start(stack, run, begun)
+        assert not services.alive(int(first["pid"]))
+        return seconds
+
+
+def _is_worker(pid: int, supervisor: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    return int(parent) == supervisor and b"worker" in words and b"start" in words
 
 
 def lost_host(folder: Path) -> float:
@@ -168,6 +192,7 @@ def _state(stack: Stack, run: RunHandle) -> str:
 
 KINDS: dict[str, Callable[[Path], float]] = {
     "kill_worker": kill_worker,
+    "kill_sole_worker": kill_sole_worker,
     "lost_host": lost_host,
     "drain": drain,
     "kill_run_worker": kill_run_worker,

@@ -96,6 +96,7 @@ class WorkerSlot:
     no_names: Path
     """While this file is there, the worker finds no name."""
     preload: str | None = None
+    supervised: bool = False
     process: services.ProcessHandle | None = None
     expected_end: bool = False
     restart_at: float | None = None
@@ -258,8 +259,11 @@ class Stack:
 
     # ---- workers ----------------------------------------------------------------------------------------------------
 
-    def add_worker(self, *, slots: int | None = None, preload: str | None = None) -> WorkerSlot:
-        """Start one more worker, with links of its own.  ``preload``: what to break in it (preload/)."""
+    def add_worker(
+        self, *, slots: int | None = None, preload: str | None = None, supervised: bool = False
+    ) -> WorkerSlot:
+        """Start one more worker, with links of its own.  ``preload``: what to break in it (preload/).  ``supervised``:
+        its process is then that of its supervisor."""
         worker = WorkerSlot(
             f"worker-{len(self.workers) + 1}",
             self.links.postgres(self.store_url),
@@ -267,6 +271,7 @@ class Stack:
             slots or self._slots_each,
             self.folder / f"no-names-{len(self.workers) + 1}",
             preload,
+            supervised,
         )
         self.workers.append(worker)
         self._start_worker(worker)
@@ -280,6 +285,7 @@ class Stack:
             *(sys.executable, "-m", "dagster_taskiq.cli", "worker", "start", "--queue", self.queue.name),
             *("--slots", str(worker.slots), "--name", f"{worker.name}.{worker.starts}", "--config-yaml", str(config)),
             *("--drain-timeout", str(self._drain_timeout), "--cancel-grace", "1"),
+            *(["--supervise"] if worker.supervised else []),
         ]
         environment = {
             **self.environment,
