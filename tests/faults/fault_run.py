@@ -210,9 +210,14 @@ def _conclude(stack: Stack, faults: Faults, report: Report, extra: list[Violatio
         if handle.status not in ("SUCCESS", None) and not handle.cancelled and not handle.forsaken:
             why = _why_failed(stack, handle)
             report.failures.append(f"{handle.id[:8]} ({handle.job}): {why}")
-            if not OUTAGE.search(why):
+            if not OUTAGE.search(why) and not _never_began(stack, handle):
                 extra.append(Violation("run failed", f"run {handle.id[:8]}", why))
     report.violations = [str(violation) for violation in [*extra, *check(evidence)]]
+
+
+def _never_began(stack: Stack, handle: RunHandle) -> bool:
+    """Whether Dagster gave the run up before our executor had it, as when PostgreSQL goes away under its first event."""
+    return not stack.rows("SELECT 1 FROM dagster_taskiq_runs WHERE run_id = %s", handle.id)
 
 
 def _why_failed(stack: Stack, handle: RunHandle) -> str:
