@@ -216,7 +216,7 @@ def _conclude(stack: Stack, faults: Faults, report: Report, extra: list[Violatio
 
 
 def _never_began(stack: Stack, handle: RunHandle) -> bool:
-    """Whether Dagster gave the run up before our executor had it, as when PostgreSQL goes away under its first event."""
+    """Whether Dagster gave the run up before the executor had it, as when PostgreSQL goes away at its first event."""
     return not stack.rows("SELECT 1 FROM dagster_taskiq_runs WHERE run_id = %s", handle.id)
 
 
