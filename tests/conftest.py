@@ -8,6 +8,7 @@ Dagster's tables in it; with ``database_url`` alone it is empty.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,13 @@ PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 
 def _wiped(name: str) -> bool:
     return name not in KEPT and (name.startswith(("AWS_", "DAGSTER", "PG")) or name.lower() in PROXIES)
+
+
+def pytest_configure() -> None:
+    """A process in the background of a shell, or of pytest-xdist, ignores SIGINT.  Dagster gives SIGTERM what SIGINT
+    has when a test runs a job in this process, and processes that are started later would ignore both."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -142,7 +142,7 @@ RULES = (
     ),
     Rule(
         "first-failure",
-        (MULTIPROCESS,),
+        BOTH,
         "a run fails with the error of the step that failed first; of steps that run side by side that is chance",
         _without_choice_of_failure,
     ),
