@@ -29,6 +29,8 @@ from dagster import (
     serialize_value,
 )
 
+from dagster_taskiq import tags
+
 TERMINAL_EVENTS: Final = frozenset(
     {
         DagsterEventType.STEP_SUCCESS,
@@ -340,10 +342,6 @@ class KnownStates:
         return found
 
 
-def _unique(keys: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(keys))
-
-
 def _past_state_of(inputs: set[Any], past: Any) -> Any:
     """What a run that is re-executed, and those before it, have given of these outputs."""
     if past is None:
@@ -374,7 +372,7 @@ class PoolSlots:
     def __init__(self, instance: DagsterInstance, run: DagsterRun, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = instance.event_log_storage
         self._run_id = run.run_id
-        self._run_priority = _whole(run.tags.get("dagster/priority"))
+        self._run_priority = tags.whole_or_zero(run.tags.get(tags.DAGSTER_PRIORITY_TAG))
         self._clock = clock
         self._held: dict[str, str] = {}
         self._waiting: dict[str, _Wait] = {}
@@ -464,13 +462,6 @@ class _Wait:
     priority: int
     until: float
     tries: int
-
-
-def _whole(text: str | None) -> int:
-    try:
-        return int(text) if text else 0
-    except ValueError:
-        return 0
 
 
 # ---- reading back ---------------------------------------------------------------------------------------------------
@@ -570,8 +561,8 @@ class LoggedStep:
 
 
 def logged_steps(instance: DagsterInstance, run_id: str, *, progress: bool = False) -> dict[str, LoggedStep]:
-    """The whole run as the event log holds it, step by step, the last attempt of each; ``progress`` as for
-    :func:`attempt_events`, in the history only.
+    """The whole run as the event log holds it, step by step, the last attempt of each.  With ``progress``
+    the history also has what says that outputs are stored.
 
     Why: a resumed run is rebuilt from it (Dagster's own rebuild refuses retries with a delay and skips)."""
     steps: dict[str, LoggedStep] = {}

@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher, serialize_value
@@ -31,7 +31,8 @@ from dagster_taskiq._core import Loop, Operation, SqsClient
 from dagster_taskiq.config import Settings, executor_config_schema
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError, QueueMissingError
 from dagster_taskiq.sqs import make_client, raise_for_entry, resolve_queue_url
-from dagster_taskiq.store import IdempotencyStore, StepRow, step_application_name
+from dagster_taskiq.store import StepRow, step_application_name
+from dagster_taskiq.stores import open_stores
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
 
     def launch_run(self, context: Any) -> None:
         """Send the run to a worker."""
-        self._send(context, payload.EXECUTE_RUN)
+        self._send(context, payload.EXECUTE_RUN, self._newest(context.dagster_run.run_id))
 
     @property
     def supports_resume_run(self) -> bool:
@@ -98,14 +99,13 @@ class TaskIQRunLauncher(DefaultRunLauncher):
 
     def resume_run(self, context: Any) -> None:
         """Send the run to a worker again, after its run worker has died."""
-        run_id = context.dagster_run.run_id
-        newest = self._newest(run_id)
+        newest = self._newest(context.dagster_run.run_id)
         if newest is not None and newest.generation is not None:
             # What the dead one's last statement was must be known before the next one reads the log.
             self._connected().end_backends(step_application_name(newest.generation))
-        self._send(context, payload.RESUME_RUN)
+        self._send(context, payload.RESUME_RUN, newest)
 
-    def _send(self, context: Any, command: str) -> None:
+    def _send(self, context: Any, command: str, newest: StepRow | None) -> None:
         run: DagsterRun = context.dagster_run
         origin = context.job_code_origin
         if origin is None:
@@ -113,10 +113,11 @@ class TaskIQRunLauncher(DefaultRunLauncher):
                 f"run {run.run_id} does not say where its job's code is, so that no worker can load it: launch it"
                 " through a code location"
             )
-        newest = self._newest(run.run_id)
         attempt = 1 if newest is None else newest.attempt + 1
         queue = run.tags.get(tags.RUN_QUEUE_TAG) or self._run_queue
-        message_id = self._connected().send(self._task(run, origin, command, attempt, queue), self._instance)
+        stored: dict[str, str] = {}
+        task = self._task(run, origin, command, attempt, queue, stored)
+        message_id = self._connected().send(task, stored)
         what = "Resuming the run" if command == payload.RESUME_RUN else "The run"
         self._instance.report_engine_event(
             f"{what}: its run worker has been sent to queue {queue!r}.",
@@ -126,8 +127,14 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         )
         self._instance.add_run_tags(run.run_id, {tags.TASK_ID_TAG: message_id})
 
-    def _task(self, run: DagsterRun, origin: Any, command: str, attempt: int, queue: str) -> payload.StepTask:
+    def _task(
+        self, run: DagsterRun, origin: Any, command: str, attempt: int, queue: str, stored: dict[str, str]
+    ) -> payload.StepTask:
         settings = self._settings
+        texts = {
+            payload.JOB_ORIGIN: serialize_value(origin),
+            payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
+        }
         return payload.StepTask(
             run_id=launch_id(run.run_id),
             step_key=STEP_KEY,
@@ -140,10 +147,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
             visibility=settings.visibility_timeout,
             sent_at=time.time(),
             retry_mode="ENABLED",
-            parts={
-                payload.JOB_ORIGIN: serialize_value(origin),
-                payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
-            },
+            parts=payload.spill(texts, stored),
             command=command,
             dagster_run_id=run.run_id,
         )
@@ -216,20 +220,13 @@ class _Post:
     """The connections of a launcher, and the thread that sends messages again which nobody takes."""
 
     def __init__(self, settings: Settings, instance: DagsterInstance) -> None:
-        own = _dagster.instance_postgres_url(instance)
-        url = settings.database_url or own
-        if url is None:
-            raise ConfigError(
-                "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which would"
-                " be the default. Set database_url in the run launcher's config or DAGSTER_TASKIQ_DATABASE_URL."
-            )
         self._settings = settings
         self._loop = Loop()
         try:
-            self.store = IdempotencyStore(self._loop, url, application_name="dagster-taskiq-launcher")
-            self._logs = self.store
-            if own not in (None, url):
-                self._logs = IdempotencyStore(self._loop, str(own), application_name="dagster-taskiq-launcher")
+            stores = open_stores(
+                self._loop, settings, instance, application_name="dagster-taskiq-launcher", whose="run launcher"
+            )
+            self.store, self._logs = stores[0], stores[-1]
             migrations.migrate(self.store, timeout=TIMEOUT)
             self._sqs: SqsClient = make_client(self._loop, region=settings.region, endpoint=settings.endpoint_url)
         except BaseException:
@@ -251,11 +248,8 @@ class _Post:
         if left:
             raise DagsterTaskiqError(f"{left} database connections of {application_name} are still there")
 
-    def send(self, task: payload.StepTask, instance: DagsterInstance) -> str:
-        """Row, then message.  The message's id."""
-        stored: dict[str, str] = {}
-        texts = {name: str(text) for name, text in task.parts.items()}
-        task = replace(task, parts=payload.spill(texts, stored))
+    def send(self, task: payload.StepTask, stored: Mapping[str, str]) -> str:
+        """Row and parts (digest -> text), then message.  The message's id."""
         url = self._queue_url(task.queue)
         for digest, text in stored.items():
             self.store.put_part(digest, text).result(TIMEOUT)

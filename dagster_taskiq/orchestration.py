@@ -29,7 +29,7 @@ from dagster_taskiq.config import Settings
 from dagster_taskiq.connection_guard import ConnectionGuard, marked_connections
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.coordinator import SUPERSEDED_STATUS, RunCoordinator
-from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
+from dagster_taskiq.errors import DagsterTaskiqError
 from dagster_taskiq.inline import InlineWorker, inline_requested
 from dagster_taskiq.migrations import migrate
 from dagster_taskiq.notices import (
@@ -48,7 +48,8 @@ from dagster_taskiq.notices import (
 from dagster_taskiq.requests import signal_wakeup
 from dagster_taskiq.sender import MakeMessage, Message
 from dagster_taskiq.sqs import make_client
-from dagster_taskiq.store import IdempotencyStore, RunRow, run_application_name
+from dagster_taskiq.store import RunRow, run_application_name
+from dagster_taskiq.stores import open_stores
 from dagster_taskiq.takeover import RunSoFar, StepSoFar
 
 log = logging.getLogger(__name__)
@@ -65,30 +66,17 @@ NEUTRAL_LIMIT: Final[Mapping[str, Any]] = {"key": "dagster-taskiq/no-such-tag", 
 no effect."""
 
 
-def database_url_of(settings: Settings, plan_context: Any) -> str:
-    """The idempotency store's URL: as configured, else the Dagster instance's PostgreSQL.  Raises ``ConfigError``."""
-    url = settings.database_url or _dagster.instance_postgres_url(plan_context.instance)
-    if url is None:
-        raise ConfigError(
-            "database_url is not set, and the Dagster instance does not keep its events in PostgreSQL, which would be"
-            " the default. Set database_url in the executor's config or DAGSTER_TASKIQ_DATABASE_URL."
-        )
-    return url
-
-
 def open_coordinator(
     stack: ExitStack, settings: Settings, context: Any, make_message: MakeMessage, wake_fd: int | None, **options: Any
 ) -> RunCoordinator:
     """The coordinator of the run that ``context`` belongs to, with connections of its own, which ``stack`` closes."""
-    url = database_url_of(settings, context)
     loop = Loop()
     stack.callback(loop.close)
-    store = IdempotencyStore(loop, url, application_name="dagster-taskiq-coordinator")
+    log_stores = open_stores(
+        loop, settings, context.instance, application_name="dagster-taskiq-coordinator", whose="executor"
+    )
+    store = log_stores[0]
     migrate(store)
-    log_url = _dagster.instance_postgres_url(context.instance)
-    log_stores = [store]
-    if log_url is not None and log_url != url:
-        log_stores.append(IdempotencyStore(loop, log_url, application_name="dagster-taskiq-coordinator"))
     return RunCoordinator(
         settings,
         context.dagster_run.run_id,
@@ -208,7 +196,7 @@ class RunOrchestration:
     def _check_tags(self) -> None:
         """Of all steps, before the first one starts.  Raises ``ConfigError``."""
         for step in self._plan.steps:
-            tags.step_settings(step.key, step.tags, self._run.tags, self._settings)
+            self._settings_of(step)
         self._celery_tags = tags.celery_tags_in_use(self._run.tags, [step.tags for step in self._plan.steps])
 
     def _settings_of(self, step: Any) -> tags.StepSettings:

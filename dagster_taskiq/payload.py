@@ -101,7 +101,8 @@ def unpack(message: bytes | str, signing_keys: Sequence[str] = ()) -> StepTask:
     """The task of a message.  With keys, one of them must have signed it.  Raises ``PayloadError`` subclasses."""
     fields = _core.decode_step_task(message, signing_keys=[key.encode() for key in signing_keys])
     try:
-        settings = {name: json.loads(fields["settings"])[name] for name in _SETTINGS}
+        given = json.loads(fields["settings"])
+        settings = {name: given[name] for name in _SETTINGS}
     except (ValueError, KeyError, TypeError) as error:
         raise PayloadError(f"the step task's settings are not complete: {error}") from error
     _check_settings(settings)

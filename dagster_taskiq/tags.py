@@ -76,7 +76,7 @@ def step_settings(
     priority = own(PRIORITY_TAG, int, None)
     if priority is None:
         # Dagster takes whatever is in its own tag, and so do we.
-        priority = _lenient(step_tags.get(DAGSTER_PRIORITY_TAG))
+        priority = whole_or_zero(step_tags.get(DAGSTER_PRIORITY_TAG))
     priority += _converted("the run", RUN_PRIORITY_TAG, _get(run_tags, RUN_PRIORITY_TAG), int, 0)
     limit = own(TIME_LIMIT_TAG, float, None)
     if limit is not None and not 0 < limit < float("inf"):
@@ -132,7 +132,8 @@ def _converted(whose: str, tag: str, text: str | None, convert: Callable[[str], 
         raise ConfigError(f"{whose}: tag {tag} must be {kind}, not {text!r}.") from None
 
 
-def _lenient(text: str | None) -> int:
+def whole_or_zero(text: str | None) -> int:
+    """Of Dagster's own tags, which may have anything in them."""
     try:
         return int(text) if text else 0
     except ValueError:
