@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -33,6 +32,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common import machine, write_json
 
 from dagster_taskiq.dev.postgres import EmbeddedPostgres
 from dagster_taskiq.dev.service import Service, free_port
@@ -333,19 +334,6 @@ def summary(samples: list[Sample], options: argparse.Namespace) -> list[dict[str
     return rows
 
 
-def machine() -> dict[str, Any]:
-    model = ""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    return {
-        "cpu": model or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg(),
-    }
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{'shape':7}{'executor':14}{'sizes':>10}{'slope ms':>10}{'(spread)':>16}{'CPU slope':>11}{'whole run':>11}"
@@ -391,8 +379,7 @@ def main() -> None:
     samples = measure(options)
     rows = summary(samples, options)
     result = {"machine": before, "load_average_after": os.getloadavg(), "rounds": options.rounds, "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(options.json, result)
     print(json.dumps(before))
     print(table(rows))
 
