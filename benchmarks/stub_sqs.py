@@ -3,21 +3,27 @@
 ``python stub_sqs.py --port PORT``.  It speaks the JSON protocol as far as workers and executors use it, wakes a long
 poll the moment a message is there, and verifies no signature.  An emulator that is made for tests (moto) takes
 milliseconds for each request, which would be measured along with what is asked for.
+
+With ``--journal FILE`` it notes what it does, a line each: seconds since the epoch, an action's name or ``sent``,
+``given`` or ``deleted``, and for these the message's id.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import heapq
 import itertools
 import json
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 
@@ -51,15 +57,21 @@ class Poll:
 class Server:
     """The queues; one object for all connections."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, journal: TextIO | None = None) -> None:
         self._endpoint = endpoint
+        self._journal = journal
         self._queues: dict[str, Queue] = {}
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Queue, str]] = []
 
     # Actions: each returns the answer, or calls ``answer`` later and returns None.
 
+    def _note(self, what: str, message_id: str = "") -> None:
+        if self._journal is not None:
+            self._journal.write(f"{time.time():.6f} {what} {message_id}\n")
+
     def handle(self, action: str, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> Poll | None:
+        self._note(action)
         if action == "ReceiveMessage":
             return self._receive(request, answer)
         answer(getattr(self, f"_{action}")(request))
@@ -103,6 +115,7 @@ class Server:
             body = entry["MessageBody"]
             message = Message(body, hashlib.md5(body.encode()).hexdigest(), str(uuid.uuid4()))
             queue.visible.append(message)
+            self._note("sent", message.id)
             done.append({"Id": entry["Id"], "MessageId": message.id, "MD5OfMessageBody": message.md5})
         self._serve(queue)
         return {"Successful": done, "Failed": []}
@@ -110,7 +123,9 @@ class Server:
     def _DeleteMessageBatch(self, request: dict[str, Any]) -> dict[str, Any]:
         queue = self._queue(request)
         for entry in request["Entries"]:
-            queue.in_flight.pop(entry["ReceiptHandle"], None)
+            message = queue.in_flight.pop(entry["ReceiptHandle"], None)
+            if message is not None:
+                self._note("deleted", message.id)
         return {"Successful": [{"Id": entry["Id"]} for entry in request["Entries"]], "Failed": []}
 
     def _ChangeMessageVisibilityBatch(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +172,7 @@ class Server:
                 message.receives += 1
                 message.handle = str(next(self._numbers))
                 queue.in_flight[message.handle] = message
+                self._note("given", message.id)
                 self._hide(queue, message.handle, poll.visibility)
                 messages.append(
                     {
@@ -248,8 +264,8 @@ ACTIONS = {
 }
 
 
-async def serve(port: int) -> None:
-    server = Server(f"http://127.0.0.1:{port}")
+async def serve(port: int, journal: TextIO | None) -> None:
+    server = Server(f"http://127.0.0.1:{port}", journal)
     listener = await asyncio.get_running_loop().create_server(lambda: Connection(server), "127.0.0.1", port)
     async with listener:
         await server.show_again()
@@ -258,7 +274,11 @@ async def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--port", type=int, required=True, help="TCP port of 127.0.0.1 to listen on")
-    asyncio.run(serve(parser.parse_args().port))
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="note there what is sent, given and deleted, when")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(options.journal.open("w", buffering=1)) if options.journal else None
+        asyncio.run(serve(options.port, journal))
 
 
 if __name__ == "__main__":
