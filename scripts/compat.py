@@ -108,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/compat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dagster", action="append", choices=DAGSTERS, help="minor version; may be given several times")
+    parser.add_argument("--dagster", action="append", choices=DAGSTERS, help="may be given several times")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="likewise")
     parser.add_argument("--quick", action="store_true", help="only the tests that need no servers")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -243,8 +243,8 @@ def test(python: Path, cache: Path, options: argparse.Namespace, log: Path) -> s
     files = [f"tests/{name}" for name in (QUICK if options.quick else THOROUGH)]
     chosen = f"not test_conformance or ({' or '.join(CASES)}) and not ({OTHERS})"
     # What an older Dagster on a newer Python warns of is not this package's.
-    command = [python, "-m", "pytest", "-q", *files, "-k", chosen, "-o", "filterwarnings=default", "-n", options.workers]
-    if logged([*command, "--dist", "worksteal", *options.pytest], log, cwd=tree):
+    command = [python, "-m", "pytest", "-q", *files, "-k", chosen, "-o", "filterwarnings=default"]
+    if logged([*command, "-n", options.workers, "--dist", "worksteal", *options.pytest], log, cwd=tree):
         failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(), re.MULTILINE)
         raise CompatError(f"{len(failed)} failed: {log}")
     summary = re.findall(r"^=* ?(\d+ passed[^=\n]*)", log.read_text(), re.MULTILINE)
