@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from steps import START_SECONDS, answers, postgres_pid, processes, stop, wait_for
+from steps import START_SECONDS, answers, postgres_pid, stop, wait_for
 
 from dagster_taskiq.dev.postgres import EmbeddedPostgres
 from dagster_taskiq.dev.service import Service, free_port
@@ -108,23 +108,6 @@ class Bed:
 def bed(**options: Any) -> Iterator[Bed]:
     with ExitStack() as stack:
         yield Bed(stack, **options)
-
-
-def python_processes(module: str, below: int) -> list[int]:
-    """Processes below ``below`` that run ``python -m module``."""
-    table = processes()
-    family = [below]
-    for pid in family:
-        family += [one for one, (parent, _) in table.items() if parent == pid]
-    found = []
-    for pid in family:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if module in words[:4]:
-            found.append(pid)
-    return found
 
 
 def percentile(values: Sequence[float], part: float) -> float:
