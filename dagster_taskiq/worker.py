@@ -57,8 +57,13 @@ FIFO: Final = ".fifo"
 """How the names of FIFO queues end.  One receive can bring several messages of a group, which are to run one after the
 other, so it is for one message there."""
 
-OTHERS_TURN_MAX: Final = 60.0
-"""Seconds; the longest time for which a message is left to other workers."""
+STANDING_ASIDE: Final = 0.5
+"""Seconds without a poll of a queue of which a message was left to other workers: it is theirs now, while of two polls
+that wait the same one might get it each time."""
+
+OTHERS_TURNS: Final = (0, 0, 0, 10, 0, 30, 0, 60)
+"""Seconds for which a message is left to other workers after its first, second … receipt; from then on the last of
+them.  In between it is there again at once: who has it first after a wait is chance."""
 
 PARTS_BYTES: Final = 64 * 1024 * 1024
 """Bytes of payload parts that a worker keeps, so that the steps of a run read them once."""
@@ -140,6 +145,8 @@ class SQSTaskIQWorker:
         self._claiming = 0
         self._cancelled_early: set[int] = set()
         """Generations of claims that are not known here yet."""
+        self._left_to_others: set[str] = set()
+        """Queues of which a message just was."""
         self._handling: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._slots = Slots(slots, [1 if queue.endswith(FIFO) else BATCH for queue in self.queues])
@@ -297,6 +304,11 @@ class SQSTaskIQWorker:
                 task = asyncio.create_task(self._handle(delivery, bool(message["damaged"])))
                 self._handling.add(task)
                 task.add_done_callback(self._handled)
+            if messages:
+                await asyncio.sleep(0)  # a look at each of them
+            if queue in self._left_to_others:
+                self._left_to_others.discard(queue)
+                pause = STANDING_ASIDE
             if pause:
                 await self._pause(pause)
 
@@ -460,10 +472,11 @@ class SQSTaskIQWorker:
     async def _leave_to_others(self, delivery: Delivery, code_location: str) -> None:
         """Nothing is wrong with the message, and another worker of the queue may serve its code location.  When none
         does, the queue's redrive policy ends it."""
-        pause = min(2.0 ** min(delivery.receive_count, 10), OTHERS_TURN_MAX)
+        pause = OTHERS_TURNS[min(delivery.receive_count, len(OTHERS_TURNS)) - 1]
+        self._left_to_others.add(delivery.queue)
         detail = f"this worker runs no steps of code location {code_location!r} (code_locations)"
         logger.warning(
-            "%s: hiding this delivery for %.0f s",
+            "%s: hiding this delivery for %d s",
             detail,
             pause,
             extra=fields(message_id=delivery.message_id, deliveries=delivery.receive_count, queue=delivery.queue),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -311,6 +312,7 @@ def test_a_rehearsal_leaves_nothing(
     dagster_home: Path, database_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry_point = partial(step_process.run_console_script, step_process.load_entry_point())
+    gc.collect()  # descriptors of earlier tests
     with DagsterInstance.get() as instance:
         before = contents(database_url), files(dagster_home), dict(os.environ), sys.argv, os.listdir("/proc/self/fd")
         play = partial(rehearsal.play, entry_point, instance, serialize_value(instance.get_ref()))
