@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dagster_taskiq import _core
+from dagster_taskiq.code_files import CodeFiles, changed_file
 from dagster_taskiq.errors import WarmParentError
 from dagster_taskiq.frames import READ_BYTES, FrameDecoder, FrameError, encode
 from dagster_taskiq.kept_parents import AdoptedProcess, Keeper, Kept, Key
@@ -266,6 +267,8 @@ class WarmParentHandle:
         self._sending = asyncio.Lock()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._silent = False
+        self._retired = False
+        self._files: CodeFiles = {}
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -275,7 +278,12 @@ class WarmParentHandle:
     @property
     def alive(self) -> bool:
         """Step processes can be asked for."""
-        return self._control is not None and not self._silent
+        return self._control is not None and not self._silent and not self._retired
+
+    @property
+    def leaving(self) -> bool:
+        """It gets no more steps, and ends after the last of those that it has."""
+        return self._silent or self._retired
 
     @property
     def silent(self) -> bool:
@@ -295,9 +303,10 @@ class WarmParentHandle:
         load_timeout: float,
         *,
         kept: bool = False,
+        watch: bool = False,
     ) -> socket.socket | None:
-        """Exec it and have it import.  ``kept``: returns the line by which another worker can adopt it.  Raises
-        ``WarmParentError`` when it dies of that, or takes too long.
+        """Exec it and have it import.  ``kept``: returns the line by which another worker can adopt it.  ``watch``:
+        it tells which files it has imported.  Raises ``WarmParentError`` when it dies of that, or takes too long.
         """
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -325,6 +334,7 @@ class WarmParentHandle:
                     "instance_ref": instance_ref,
                     "isolation": isolation,
                     "levers": sorted(levers),
+                    "watch": watch,
                 }
             )
             await asyncio.wait_for(asyncio.shield(self._ready), load_timeout)
@@ -395,6 +405,14 @@ class WarmParentHandle:
             self._end_unseen(step)
         self._end_if_of_no_use()
 
+    def retire_if_outdated(self) -> None:
+        """Another warm parent makes the next steps when the code that this one has imported has changed."""
+        path = None if self.leaving else changed_file(self._files)
+        if path is not None:
+            logger.info("%s has changed: importing the code location again", path, extra=fields(pid=self.pid))
+            self._retired = True
+            self._end_if_of_no_use()
+
     def on_seen_dead(self, step: StepProcess) -> None:
         """The kernel says that a step process is dead; this parent is to say so too."""
         if self._steps.get(step.id) is not step:
@@ -414,7 +432,7 @@ class WarmParentHandle:
         step.end_unseen()
 
     def _end_if_of_no_use(self) -> None:
-        if self._silent and not self._steps and self._control is not None:
+        if self.leaving and not self._steps and self._control is not None:
             self._in_background(self.close())
 
     def signal(self, step: StepProcess, signum: int) -> None:
@@ -495,6 +513,7 @@ class WarmParentHandle:
         if kind in ("ready", "adopted"):
             for text in frame.get("warnings", ()):
                 self._on_warning(text)
+            self._files = frame.get("files", {})
             if not self._ready.done():
                 self._ready.set_result(None)
             return
@@ -529,7 +548,7 @@ class WarmParentHandle:
 
 class WarmParents:
     """The warm parents of a worker, by code location and instance; the ones that are idle longest go first when there
-    are more than ``limit``.
+    are more than ``limit``.  ``reload``: each imports files that have changed anew, that is, another one does.
     """
 
     def __init__(
@@ -541,16 +560,18 @@ class WarmParents:
         load_timeout: float = 300.0,
         limit: int = 8,
         keeper: Keeper | None = None,
+        reload: bool = False,
     ) -> None:
         self._board = board
         self._keeper = keeper
+        self._reload = reload
         self._isolation = isolation
         self._levers = frozenset(levers)
         self._load_timeout = load_timeout
         self._limit = limit
         self._parents: OrderedDict[Key, asyncio.Task[WarmParentHandle]] = OrderedDict()
         self._adoptions: set[asyncio.Task[WarmParentHandle]] = set()
-        self._silent: set[WarmParentHandle] = set()
+        self._leaving: set[WarmParentHandle] = set()
         self._said: set[str] = set()
 
     def adopt(self, kept: Kept) -> None:
@@ -584,7 +605,7 @@ class WarmParents:
         """End all of them, and the step processes that they still have."""
         for key in list(self._parents):
             await self._drop(key)
-        for parent in self._silent:
+        for parent in self._leaving:
             await parent.close()
 
     def warn_once(self, text: str) -> None:
@@ -598,6 +619,7 @@ class WarmParents:
             line = await parent.start(
                 *(job_origin, instance_ref, self._isolation, self._levers, self._load_timeout),
                 kept=self._keeper is not None,
+                watch=self._reload,
             )
         except BaseException:
             await parent.close()
@@ -622,6 +644,8 @@ class WarmParents:
 
     async def _make_room(self, wanted: Key) -> None:
         """Drop what is of no use any more, and idle ones when there is no room for the one that is wanted."""
+        if (task := self._parents.get(wanted)) is not None and _succeeded(task):
+            task.result().retire_if_outdated()
         while (task := self._parents.get(wanted)) is not None and _is_over(task):
             await self._drop(wanted)
         for key, task in list(self._parents.items()):
@@ -641,8 +665,8 @@ class WarmParents:
         if not _succeeded(task):
             return
         parent = task.result()
-        if parent.silent and not parent.idle:
-            self._silent = {one for one in self._silent if not one.idle} | {parent}
+        if parent.leaving and not parent.idle:
+            self._leaving = {one for one in self._leaving if not one.idle} | {parent}
         else:
             await parent.close()
 

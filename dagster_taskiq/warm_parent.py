@@ -40,6 +40,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from dagster_taskiq import _core, step_process
+from dagster_taskiq.code_files import imported_files
 from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 from dagster_taskiq.levers import REHEARSAL, WARM_INSTANCE
@@ -75,6 +77,7 @@ class WarmParent:
         self._instance: Any = None
         self._entry_point: Callable[[], Any] | None = None
         self._forks = False
+        self._files: dict[str, int] = {}
         self._levers: frozenset[str] = frozenset()
         self._wakeup, self._wakeup_writer = socket.socketpair()
 
@@ -123,7 +126,7 @@ class WarmParent:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._control.send({"op": "adopted"})
+            self._control.send({"op": "adopted", "files": self._files})
         return True
 
     def _take_signals(self) -> None:
@@ -153,7 +156,7 @@ class WarmParent:
         self._levers = frozenset(frame["levers"])
         if isolation != "spawn":
             with self._dying_with_worker():
-                warnings += self._import(frame["job_origin"], frame["instance_ref"])
+                warnings += self._import(frame["job_origin"], frame["instance_ref"], frame["watch"])
             reason = _why_not_fork()
             if reason and isolation == "auto":
                 warnings.append(
@@ -171,7 +174,8 @@ class WarmParent:
         # The user's modules may have installed handlers of their own.
         self._take_signals()
         self._reap()
-        self._control.send({"op": "ready", "isolation": "fork" if self._forks else "spawn", "warnings": warnings})
+        how = "fork" if self._forks else "spawn"
+        self._control.send({"op": "ready", "isolation": how, "warnings": warnings, "files": self._files})
 
     @contextlib.contextmanager
     def _dying_with_worker(self) -> Iterator[None]:
@@ -188,19 +192,28 @@ class WarmParent:
         yield
         _core.outlive_parent()
 
-    def _import(self, job_origin: str, instance_ref: str) -> list[str]:
+    def _import(self, job_origin: str, instance_ref: str, watch: bool) -> list[str]:
         """Dagster, the code location, the instance.  What fails here fails again, and is reported, in the step; returns
         the failures.
         """
         warnings = []
+        begun = time.time_ns()
+        failure: BaseException | None = None
         import dagster
 
         self._entry_point = step_process.load_entry_point()
+        pointer: Any = None
         try:
             origin: Any = dagster.deserialize_value(job_origin)
-            origin.repository_origin.code_pointer.load_target()
+            pointer = origin.repository_origin.code_pointer
+            pointer.load_target()
         except BaseException as error:
+            failure = error
             warnings.append(f"the code location could not be preloaded: {type(error).__name__}: {error}")
+        if watch:
+            self._files = imported_files(begun, failure)
+        if failure is not None:
+            _forget_half_imported(pointer)
         if WARM_INSTANCE not in self._levers:
             return warnings
         try:
@@ -302,6 +315,17 @@ class WarmParent:
         for pid in self._children:
             os.waitpid(pid, 0)
         self._children.clear()
+
+
+def _forget_half_imported(pointer: Any) -> None:
+    """Python drops a module whose import has failed, but Dagster keeps that of a file: steps would take it for whole
+    instead of running into the same error.
+    """
+    path = getattr(pointer, "python_file", None)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if path and file and os.path.abspath(file) == os.path.abspath(path):
+            del sys.modules[name]
 
 
 def process_start(pid: int) -> str:

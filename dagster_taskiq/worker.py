@@ -85,6 +85,7 @@ class SQSTaskIQWorker:
     ``foreign``: gets deliveries that are no step attempts and for which it has a task
     (:class:`dagster_taskiq.receiver.StepReceiver`).
     ``keeper``: descriptor of the link to the supervisor, which keeps warm parents (:mod:`dagster_taskiq.kept_parents`).
+    ``reload``: look before each step whether the code has changed.
 
     Raises ``ConfigError`` from the constructor.
     """
@@ -103,6 +104,7 @@ class SQSTaskIQWorker:
         drain_timeout: float = 30.0,
         foreign: Foreign | None = None,
         keeper: int | None = None,
+        reload: bool = False,
     ) -> None:
         if not settings.database_url:
             raise ConfigError(
@@ -137,6 +139,7 @@ class SQSTaskIQWorker:
         self._levers = all_but(without)
         self._foreign = foreign
         self._keeper = None if keeper is None else Keeper(keeper)
+        self._reload = reload
         self._boot_id = _boot_id()
         self._host_channel = host_channel(self._boot_id)
         self._parts: OrderedDict[str, str] = OrderedDict()
@@ -186,6 +189,7 @@ class SQSTaskIQWorker:
             levers=self._levers,
             load_timeout=self._load_timeout,
             keeper=self._keeper,
+            reload=self._reload,
         )
         for kept in self._keeper.inherited() if self._keeper else ():
             self.parents.adopt(kept)

@@ -109,6 +109,11 @@ def worker() -> None:
     help="Stay in front of the worker process and start it again when it is killed.",
 )
 @click.option(
+    "--reload",
+    is_flag=True,
+    help="Look before each step whether files of your code have changed, and import it again then. For development.",
+)
+@click.option(
     "--keeper", type=int, hidden=True, help="Descriptor of the supervisor that keeps warm parents for the next worker."
 )
 @click.option(
@@ -134,6 +139,7 @@ def start(
     isolation: str,
     code_locations: tuple[str, ...],
     supervise: bool,
+    reload: bool,
     keeper: int | None,
     without: tuple[str, ...],
 ) -> None:
@@ -175,6 +181,7 @@ def start(
         cancel_grace=cancel_grace,
         drain_timeout=drain_timeout,
         keeper=keeper,
+        reload=reload,
     ).main()
 
 

@@ -70,6 +70,7 @@ class Parent:
                 "instance_ref": instance_ref,
                 "isolation": isolation,
                 "levers": sorted(LEVERS),
+                "watch": False,
             }
         )
         ready = self.control.recv()
