@@ -95,9 +95,13 @@ class Bed:
             connection.close()
 
     def settled_transactions(self) -> int:
-        """How many PostgreSQL has committed or rolled back, once all connections have told of theirs: one that is idle
-        does so after ten seconds."""
+        """:meth:`transactions`, once all connections have told of theirs: one that is idle does so after ten
+        seconds."""
         time.sleep(TELLING_SECONDS)
+        return self.transactions()
+
+    def transactions(self) -> int:
+        """How many PostgreSQL has committed or rolled back, by connections that are closed or have told of it."""
         ((count,),) = self.ask(
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         )
