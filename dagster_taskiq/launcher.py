@@ -24,7 +24,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher, serialize_value
+from dagster import (
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultRunLauncher,
+    serialize_value,
+)
 
 from dagster_taskiq import _dagster, migrations, payload, tags
 from dagster_taskiq._core import Loop, Operation, SqsClient
@@ -98,11 +105,20 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         return True
 
     def resume_run(self, context: Any) -> None:
-        """Send the run to a worker again, after its run worker has died."""
-        newest = self._newest(context.dagster_run.run_id)
+        """Send the run to a worker again, after its run worker has died.  Not a run whose steps have died with it: the
+        executor would begin it anew and run those again that had ended, so it fails."""
+        run: DagsterRun = context.dagster_run
+        newest = self._newest(run.run_id)
         if newest is not None and newest.generation is not None:
             # What the dead one's last statement was must be known before the next one reads the log.
             self._connected().end_backends(step_application_name(newest.generation))
+        if _has_begun_elsewhere(self._instance, run.run_id):
+            self._instance.report_run_failed(
+                run,
+                "The run worker died, and with it the steps of this run, which are not on taskiq_executor: the run cannot"
+                " be resumed. Re-execute it from failure.",
+            )
+            return
         self._send(context, payload.RESUME_RUN, newest)
 
     def _send(self, context: Any, command: str, newest: StepRow | None) -> None:
@@ -160,7 +176,8 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         run = self._instance.get_run_by_id(run_id) if self.has_instance else None
         if run is None or run.is_finished or self._newest(run_id) is None:
             return False
-        self._instance.report_run_canceling(run)
+        if run.status is not DagsterRunStatus.CANCELING:
+            self._instance.report_run_canceling(run)
         store = self._connected().store
         # Also where the run worker is dead: none of the run's steps that are in the queue may start.
         for one in (launch_id(run_id), run_id):
@@ -311,6 +328,23 @@ class _Post:
         letter.pause = min(2 * letter.pause, self._settings.backoff_cap)
         letter.due = time.monotonic() + letter.pause
         self._deliver(letter.url, letter.body)
+
+
+def _has_begun_elsewhere(instance: DagsterInstance, run_id: str) -> bool:
+    """Whether steps have started, and not under our executor, whose first event comes before theirs."""
+    types = {DagsterEventType.ENGINE_EVENT, DagsterEventType.STEP_START}
+    cursor: str | None = None
+    while True:
+        page = instance.get_records_for_run(run_id, cursor=cursor, of_type=types, limit=100)
+        for record in page.records:
+            event = record.event_log_entry.dagster_event
+            if event is not None and event.event_type is DagsterEventType.STEP_START:
+                return True
+            if event is not None and "coordinator_generation" in getattr(event.event_specific_data, "metadata", ()):
+                return False
+        if not page.has_more:
+            return False
+        cursor = page.cursor
 
 
 def _story(row: StepRow) -> str:

@@ -12,6 +12,8 @@ import executor_jobs as jobs
 import services
 from dagster import DagsterInstance, DagsterRun, JobExecutionResult, execute_job, reconstructable, serialize_value
 
+from dagster_taskiq import taskiq_executor
+
 FAST = {"lease_ttl": 12, "heartbeat_interval": 1, "visibility_timeout": 30}
 """Timings for tests in which something is lost: seconds."""
 
@@ -49,9 +51,10 @@ class Bench:
     def create(self, name: str, **settings: Any) -> DagsterRun:
         """A run that no run worker has taken yet."""
         reconstructed = reconstructable(getattr(jobs, name))
+        job = reconstructed.get_definition()
         return self.instance.create_run_for_job(
-            reconstructed.get_definition(),
-            run_config=self.config(**settings),
+            job,
+            run_config=self.config(**settings) if job.executor_def is taskiq_executor else {},
             job_code_origin=reconstructed.get_python_origin(),
         )
 

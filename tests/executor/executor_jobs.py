@@ -17,6 +17,7 @@ from dagster import (
     Output,
     RetryPolicy,
     RetryRequested,
+    in_process_executor,
     job,
     mem_io_manager,
     op,
@@ -194,6 +195,11 @@ def later() -> None:
 @job(executor_def=taskiq_executor)
 def waiting() -> None:
     plus_one(waits())
+
+
+@job(executor_def=in_process_executor)
+def waiting_in_the_run_worker() -> None:
+    waits()
 
 
 @op

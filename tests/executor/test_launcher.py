@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +39,16 @@ class Launching:
         """Of runs and steps."""
         return self.bench.processes.start_worker([self.runs.name, self.bench.queue.name], slots, **options)
 
-    def launch(self, name: str) -> DagsterRun:
+    def daemon(self) -> services.ProcessHandle:
+        """Dagster's daemon, with no code location."""
+        workspace = self.bench.processes.folder / "workspace.yaml"
+        workspace.write_text("load_from: []")
+        command = [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", str(workspace)]
+        return self.bench.processes.start("daemon", command)
+
+    def launch(self, name: str, tags: dict[str, str] | None = None) -> DagsterRun:
         run = self.bench.create(name)
+        self.bench.instance.add_run_tags(run.run_id, tags or {})
         self.launcher.launch_run(self.context(run))
         return run
 
@@ -74,7 +83,8 @@ def launching(bench: Bench, make_queue: Callable[[], services.Queue]) -> Iterato
         "class": "TaskIQRunLauncher",
         "config": {**FAST, "run_queue": runs.name, "backoff": {"base": 1, "cap": 2}},
     }
-    changes = {"run_launcher": launcher, "run_monitoring": {"enabled": True, "max_resume_run_attempts": 3}}
+    monitoring = {"enabled": True, "max_resume_run_attempts": 3, "poll_interval_seconds": 1}
+    changes = {"run_launcher": launcher, "run_monitoring": monitoring}
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with DagsterInstance.get() as instance:
         yield Launching(replace(bench, instance=instance), runs)
@@ -143,6 +153,44 @@ def test_a_run_whose_worker_dies_is_resumed(launching: Launching) -> None:
     assert len(bench.notes("waits")) == 1
     launching.wait_for_run_worker(run, 2, "succeeded")
     assert launching.run_workers(run) == [(1, "lost"), (2, "succeeded")]
+
+
+def test_run_monitoring(launching: Launching) -> None:
+    """Dagster's own daemon resumes the run whose worker died, and ends the one that takes too long."""
+    bench = launching.bench
+    of_runs = bench.processes.start_worker([launching.runs.name], 2)
+    bench.worker()
+    daemon = launching.daemon()
+    resumed = launching.launch("waiting")
+    bench.wait_for_notes("waits")
+    of_runs.kill()
+    bench.processes.start_worker([launching.runs.name], 2)
+    launching.wait_for_run_worker(resumed, 2, "claimed")
+    too_long = launching.launch("waiting", {"dagster/max_runtime": "1"})
+    launching.wait_for_status(too_long, DagsterRunStatus.FAILURE)
+    launching.wait_for_run_worker(too_long, 1, "cancelled")
+    bench.let_go()
+    launching.wait_for_status(resumed, DagsterRunStatus.SUCCESS)
+    launching.wait_for_run_worker(resumed, 2, "succeeded")
+    assert launching.run_workers(resumed) == [(1, "lost"), (2, "succeeded")]
+    assert bench.rows(resumed.run_id) == [("plus_one", 1, "succeeded"), ("waits", 1, "succeeded")]
+    assert any("Exceeded maximum runtime of 1 seconds" in text for text in bench.messages(too_long.run_id))
+    assert {state for _, _, state in bench.rows(too_long.run_id)} == {"cancelled"}
+    assert daemon.popen.poll() is None
+
+
+def test_steps_that_died_with_their_run_worker_do_not_run_again(launching: Launching) -> None:
+    bench = launching.bench
+    worker = launching.worker()
+    run = launching.launch("waiting_in_the_run_worker")
+    bench.wait_for_notes("waits")
+    worker.kill()
+    launching.worker()
+    services.wait_for(lambda: launching.health(run) == "FAILED", "the run worker's death", deadline=60)
+    launching.resume(run)
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value
+    assert any("Re-execute it from failure" in text for text in bench.messages(run.run_id))
+    assert launching.run_workers(run) == [(1, "lost")]
 
 
 def test_termination_stops_the_run_worker_and_its_steps(launching: Launching) -> None:
