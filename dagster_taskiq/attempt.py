@@ -325,6 +325,7 @@ class Attempt:
             "command": task.command,
             "arguments": self._arguments,
             "time_limit": task.time_limit,
+            "memory_limit": task.memory_limit,
         }
 
     async def _not_started(self) -> bool:

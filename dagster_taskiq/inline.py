@@ -3,7 +3,7 @@
 
 A step still travels as a message: it is packed, unpacked and run through ``dagster api execute_step`` as a worker does,
 so that a job that works here has nothing in it that could not be sent.  What is not shown: isolation of steps from each
-other, losses, and time limits."""
+other, losses, and limits of time and memory."""
 
 from __future__ import annotations
 

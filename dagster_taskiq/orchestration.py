@@ -117,6 +117,7 @@ def step_message(
         retry_mode=retry_mode,
         parts=payload.spill(texts, stored),
         time_limit=own.time_limit,
+        memory_limit=own.memory_limit,
         live_outputs=live_outputs,
     )
     return Message(payload.pack(task, signing_key=settings.signing_key), stored, own.group)
@@ -494,14 +495,15 @@ class RunOrchestration:
             if not self._stopping:
                 self._stop()
             return
-        yield _dagster.engine_event(context, stories.story(outcome), stories.details(notice))
+        hint = stories.memory_hint(self._settings_of(context.step).memory_limit, events, outcome)
+        yield _dagster.engine_event(context, stories.story(outcome) + hint, stories.details(notice))
         terminal = _dagster.terminal_event(events)
         if terminal is None:
-            terminal = self._decide(context, notice, events)
+            terminal = self._decide(context, notice, events, hint)
             yield terminal
         self._feed(events, terminal)
 
-    def _decide(self, context: Any, notice: Ended, events: list[DagsterEvent]) -> DagsterEvent:
+    def _decide(self, context: Any, notice: Ended, events: list[DagsterEvent], hint: str) -> DagsterEvent:
         """The event that ends an attempt whose process could not log one."""
         outcome = notice.outcome
         step_key = outcome.step_key
@@ -521,7 +523,7 @@ class RunOrchestration:
         error = (
             init.engine_event_data.error
             if init is not None
-            else _dagster.error_info(stories.crash(outcome), "StepProcessCrashed")
+            else _dagster.error_info(stories.crash(outcome) + hint, "StepProcessCrashed")
         )
         known = self._known_states.known(self._active, context.step, self._losses.get(step_key, 0))
         return _dagster.failure_or_retry_event(self._executor, context, error, known)

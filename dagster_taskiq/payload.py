@@ -42,7 +42,7 @@ StoredPart = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class StepTask:
     """One step attempt, or a run worker, which travels in the same way.  ``lease_ttl``, ``heartbeat``, ``visibility``
-    and ``time_limit`` in seconds; ``sent_at`` is the sender's wall clock, for people only.
+    and ``time_limit`` in seconds, ``memory_limit`` in MiB; ``sent_at`` is the sender's wall clock, for people only.
 
     ``attempt`` is the real one.  The known state may count fewer: attempts that were lost with their worker do not use
     up the op's retry policy.  ``command`` is one of :data:`COMMANDS`; ``dagster_run_id`` is the
@@ -65,6 +65,7 @@ class StepTask:
     time_limit: float | None = None
     dagster_run_id: str | None = None
     live_outputs: bool = False
+    memory_limit: int | None = None
 
     @property
     def digests(self) -> list[str]:
@@ -117,6 +118,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     limit = settings["time_limit"]
     if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
         raise PayloadError(f"the step task's time limit is no number of seconds: {limit!r}")
+    memory = settings["memory_limit"]
+    if memory is not None and not (isinstance(memory, int) and memory > 0):
+        raise PayloadError(f"the step task's memory limit is no number of MiB: {memory!r}")
     if not isinstance(settings["dagster_run_id"], (str, type(None))):
         raise PayloadError("the step task's Dagster run id is no text")
     if not isinstance(settings["live_outputs"], bool):
@@ -170,5 +174,5 @@ _PLAIN: Final = (
     "sent_at",
 )
 
-_SETTINGS: Final = ("retry_mode", "command", "time_limit", "dagster_run_id", "live_outputs")
+_SETTINGS: Final = ("retry_mode", "command", "time_limit", "dagster_run_id", "live_outputs", "memory_limit")
 """Travel as one JSON object, which the core does not look into."""

@@ -32,6 +32,7 @@ from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.errors import LeaseLostError, StepTimeLimitError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 from dagster_taskiq.levers import COMPUTE_LOGS, CONNECTION_REUSE
+from dagster_taskiq.limits import limit_memory
 from dagster_taskiq.payload import EXECUTE_STEP
 
 SEND_TIMEOUT = 30.0
@@ -148,7 +149,9 @@ def _serve(
     hand_over(instance, run_id, reporter, levers)
     argv = ["dagster", "api", attempt["command"], attempt["arguments"]]
     limit_time(attempt["time_limit"])
+    limit_memory(attempt["memory_limit"])
     code = run_console_script(entry_point(), argv, reporter.raised)
+    limit_memory(None)
     limit_time(None)
     reuse.close()
     reporter.end()

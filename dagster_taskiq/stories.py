@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from dagster import MetadataValue
+from dagster import DagsterEvent, MetadataValue
 
+from dagster_taskiq import tags
 from dagster_taskiq.notices import Ended
 from dagster_taskiq.store import Outcome
 
@@ -54,3 +56,25 @@ def crash(outcome: Outcome) -> str:
         error.get("message")
         or f"The step process ended without an event that says how ({outcome.reason or 'no reason is known'})."
     )
+
+
+def memory_hint(mebibytes: int | None, events: Iterable[DagsterEvent], outcome: Outcome) -> str:
+    """What to add where an attempt may have met the limit of its memory: one that says MemoryError, or that ended
+    without a word, for where no memory is left there may be none to say so."""
+    if mebibytes is None:
+        return ""
+    errors = [event.step_failure_data.error for event in events if event.is_step_failure]
+    errors += [event.step_retry_data.error for event in events if event.is_step_up_for_retry]
+    crash = json.loads(outcome.error or "{}")
+    crashed = crash.get("kind") == "crash" and crash.get("signal_name") != "SIGKILL"
+    if not crashed and not any(map(_is_of_memory, errors)):
+        return ""
+    return f" The tag {tags.MEMORY_LIMIT_TAG} of its op allows its process {mebibytes} MiB."
+
+
+def _is_of_memory(error: Any) -> bool:
+    while error is not None:
+        if error.cls_name == "MemoryError":
+            return True
+        error = error.cause
+    return False

@@ -28,10 +28,13 @@ TASK_ID_TAG: Final = "dagster-taskiq/task_id"
 """Put on a run by the run launcher: the id of the SQS message of its newest run worker."""
 
 DAGSTER_PRIORITY_TAG: Final = "dagster/priority"
-"""Dagster's own tag, honoured where :data:`PRIORITY_TAG` is absent."""
+"""Dagster's own tag, which counts where :data:`PRIORITY_TAG` is absent on an op, :data:`RUN_PRIORITY_TAG` on a run."""
 
 TIME_LIMIT_TAG: Final = "dagster-taskiq/time_limit"
 """On an op: seconds that one attempt may run; then it is stopped and fails."""
+
+MEMORY_LIMIT_TAG: Final = "dagster-taskiq/memory_limit"
+"""On an op: MiB of data that its step process may have; what asks for more fails."""
 
 LEASE_TAG: Final = "dagster-taskiq/lease_ttl"
 """On an op: seconds for which a claim holds without renewal, instead of the executor's ``lease_ttl``."""
@@ -52,7 +55,8 @@ CELERY_TAGS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class StepSettings:
-    """What the tags of a step and of its run make of an executor's settings.  ``time_limit`` in seconds or None."""
+    """What the tags of a step and of its run make of an executor's settings.  ``time_limit`` in seconds or None,
+    ``memory_limit`` in MiB or None."""
 
     queue: str
     group: str | None
@@ -61,6 +65,7 @@ class StepSettings:
     visibility_timeout: int
     worker_loss_retries: int
     time_limit: float | None
+    memory_limit: int | None
 
 
 def step_settings(
@@ -77,10 +82,14 @@ def step_settings(
     if priority is None:
         # Dagster takes whatever is in its own tag, and so do we.
         priority = whole_or_zero(step_tags.get(DAGSTER_PRIORITY_TAG))
-    priority += _converted("the run", RUN_PRIORITY_TAG, _get(run_tags, RUN_PRIORITY_TAG), int, 0)
+    of_run = _converted("the run", RUN_PRIORITY_TAG, _get(run_tags, RUN_PRIORITY_TAG), int, None)
+    priority += whole_or_zero(run_tags.get(DAGSTER_PRIORITY_TAG)) if of_run is None else of_run
     limit = own(TIME_LIMIT_TAG, float, None)
     if limit is not None and not 0 < limit < float("inf"):
         raise ConfigError(f"step {step_key!r}: tag {TIME_LIMIT_TAG} must be more than 0 seconds, not {limit:g}.")
+    memory = own(MEMORY_LIMIT_TAG, int, None)
+    if memory is not None and memory <= 0:
+        raise ConfigError(f"step {step_key!r}: tag {MEMORY_LIMIT_TAG} must be more than 0 MiB, not {memory}.")
     checked = settings
     if any(tag in step_tags for tag in (LEASE_TAG, VISIBILITY_TAG, LOSSES_TAG)):
         own_settings = {
@@ -100,6 +109,7 @@ def step_settings(
         visibility_timeout=checked.visibility_timeout,
         worker_loss_retries=checked.worker_loss_retries,
         time_limit=limit,
+        memory_limit=memory,
     )
 
 

@@ -48,13 +48,14 @@ class Bench:
         with result as opened:
             return opened.output_for_node(node)
 
-    def create(self, name: str, **settings: Any) -> DagsterRun:
+    def create(self, name: str, tags: dict[str, str] | None = None, **settings: Any) -> DagsterRun:
         """A run that no run worker has taken yet."""
         reconstructed = reconstructable(getattr(jobs, name))
         job = reconstructed.get_definition()
         return self.instance.create_run_for_job(
             job,
             run_config=self.config(**settings) if job.executor_def is taskiq_executor else {},
+            tags=tags,
             job_code_origin=reconstructed.get_python_origin(),
         )
 

@@ -73,6 +73,27 @@ def badly_tagged() -> None:
     plus_one.tag({"dagster-taskiq/time_limit": "soon"})(one())
 
 
+@op
+def takes_blocks() -> None:
+    blocks = []
+    while True:
+        blocks.append(b"x" * (8 << 20))
+
+
+@op
+def takes_crumbs() -> None:
+    """Until there is no memory left for a word about it."""
+    crumbs: dict[str, str] = {}
+    while True:
+        crumbs[str(len(crumbs))] = str(len(crumbs)) * 20
+
+
+@job(executor_def=taskiq_executor)
+def short_of_memory() -> None:
+    for number, limited_op in enumerate((takes_blocks, takes_crumbs, one)):
+        limited_op.tag({"dagster-taskiq/memory_limit": str(301 + number)})()
+
+
 @job(executor_def=taskiq_executor)
 def chain() -> None:
     plus_one.alias("third")(plus_one.alias("second")(one()))

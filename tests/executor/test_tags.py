@@ -13,7 +13,7 @@ SETTINGS = Settings()
 
 def test_without_tags_a_step_has_the_executors_settings() -> None:
     found = step_settings("s", {}, {}, SETTINGS)
-    assert (found.queue, found.priority, found.time_limit) == ("dagster", 0, None)
+    assert (found.queue, found.priority, found.time_limit, found.memory_limit) == ("dagster", 0, None, None)
     assert (found.lease_ttl, found.visibility_timeout, found.worker_loss_retries) == (120.0, 60, 2)
 
 
@@ -28,17 +28,21 @@ def test_priorities_of_op_and_run_add_up() -> None:
     both = {"dagster-taskiq/priority": "5", "dagster/priority": "7"}
     assert step_settings("s", both, run_tags, SETTINGS).priority == 2
     assert step_settings("s", {"dagster/priority": "7"}, run_tags, SETTINGS).priority == 4
+    assert step_settings("s", both, {"dagster/priority": "2"}, SETTINGS).priority == 7
+    assert step_settings("s", both, {**run_tags, "dagster/priority": "2"}, SETTINGS).priority == 2
+    assert step_settings("s", both, {"dagster/priority": "soon"}, SETTINGS).priority == 5
 
 
 def test_an_op_has_settings_of_its_own() -> None:
     own = {
         "dagster-taskiq/time_limit": "2.5",
+        "dagster-taskiq/memory_limit": "512",
         "dagster-taskiq/lease_ttl": "300",
         "dagster-taskiq/visibility_timeout": "90",
         "dagster-taskiq/worker_loss_retries": "0",
     }
     found = step_settings("s", own, {}, SETTINGS)
-    assert found.time_limit == 2.5
+    assert (found.time_limit, found.memory_limit) == (2.5, 512)
     assert (found.lease_ttl, found.visibility_timeout, found.worker_loss_retries) == (300.0, 90, 0)
 
 
@@ -49,6 +53,8 @@ def test_an_op_has_settings_of_its_own() -> None:
         ({}, {"dagster-taskiq/run_priority": "1.5"}, ["the run", "dagster-taskiq/run_priority"]),
         ({"dagster-taskiq/time_limit": "-1"}, {}, ["'s'", "dagster-taskiq/time_limit"]),
         ({"dagster-taskiq/time_limit": "nan"}, {}, ["dagster-taskiq/time_limit"]),
+        ({"dagster-taskiq/memory_limit": "0"}, {}, ["'s'", "dagster-taskiq/memory_limit", "more than 0"]),
+        ({"dagster-taskiq/memory_limit": "2Gi"}, {}, ["'s'", "dagster-taskiq/memory_limit", "whole number", "2Gi"]),
         ({"dagster-taskiq/lease_ttl": "5"}, {}, ["'s'", "lease_ttl", "heartbeat_interval"]),
         ({"dagster-taskiq/visibility_timeout": "99999"}, {}, ["'s'", "visibility_timeout", "43200"]),
     ],
