@@ -186,10 +186,11 @@ def run_pair(pair: Pair, python: Path | None, wheel: Path, cache: Path, options:
         return
     try:
         virtual = environment(cache / pair.name, python, log)
-        pair.dagster = newest(virtual, pair.minor)
-        if not pair.dagster:
+        patch = newest(virtual, pair.minor)
+        if patch is None:
             pair.verdict, pair.words = "not run", f"no Dagster {pair.minor} is made for Python {pair.python}"
             return
+        pair.dagster = f"{pair.minor}.{patch}"
         install(virtual, pair, wheel, log)
         pair.verdict, pair.words = "passed", test(virtual, cache, options, log)
     except CompatError as error:
@@ -206,14 +207,23 @@ def environment(folder: Path, python: Path, log: Path) -> Path:
     return virtual
 
 
-def newest(python: Path, minor: str) -> str:
-    """The newest patch of a minor version that is made for this Python; "" where there is none."""
-    command = [python, "-m", "pip", "--disable-pip-version-check", "index", "versions", "dagster"]
+def newest(python: Path, minor: str) -> int | None:
+    """The newest patch of a minor version that is made for this Python and has its dagster-postgres already; None
+    where there is none."""
+    both = patches(python, "dagster", minor) & patches(python, "dagster-postgres", library_of(minor))
+    return max(both, default=None)
+
+
+def patches(python: Path, package: str, minor: str) -> set[int]:
+    command = [python, "-m", "pip", "--disable-pip-version-check", "index", "versions", package]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
         raise CompatError(f"the package index does not answer: {found.stderr.strip()[-300:]}")
-    patches = [int(patch) for patch in re.findall(rf"\b{re.escape(minor)}\.(\d+)\b", found.stdout)]
-    return f"{minor}.{max(patches)}" if patches else ""
+    return {int(patch) for patch in re.findall(rf"(?<![\d.]){re.escape(minor)}\.(\d+)\b", found.stdout)}
+
+
+def library_of(minor: str) -> str:
+    return f"0.{int(minor.partition('.')[2]) + LIBRARIES_AHEAD}"
 
 
 def constraints() -> Iterator[str]:
@@ -227,7 +237,7 @@ def install(python: Path, pair: Pair, wheel: Path, log: Path) -> None:
     limits = log.with_suffix(".constraints")
     limits.write_text("\n".join(constraints()) + "\n")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install"]
-    library = f"dagster-postgres==0.{int(pair.minor.partition('.')[2]) + LIBRARIES_AHEAD}.*"
+    library = f"dagster-postgres=={library_of(pair.minor)}.*"  # says which Dagster it wants
     # The wheel by its path and with its requirements; the same version may have other contents than last time.
     wanted = [f"dagster=={pair.dagster}", library, *TOOLS, str(wheel)]
     if logged([*pip, "--constraint", limits, *wanted], log):
