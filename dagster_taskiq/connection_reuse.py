@@ -152,7 +152,9 @@ def _reset(connection: Any) -> bool:
             connection.rollback()
         if connection.encoding != encoding:
             return False
-        connection.set_session(isolation_level="DEFAULT", readonly="DEFAULT", deferrable="DEFAULT", autocommit=True)
+        # Without autocommit these three are a matter of psycopg2's alone; with it, each would be a statement.
+        connection.set_session(isolation_level="DEFAULT", readonly="DEFAULT", deferrable="DEFAULT", autocommit=False)
+        connection.autocommit = True
         cursor = extensions.cursor(connection)
         cursor.execute("DISCARD ALL")
         cursor.close()

@@ -16,6 +16,7 @@ import pytest
 import services
 import sqlalchemy
 from dagster import DagsterInstance, serialize_value
+from proxies import PostgresProxy
 from sqlalchemy.pool import NullPool
 
 from dagster_taskiq import compute_logs, rehearsal, step_process
@@ -157,6 +158,33 @@ def test_a_used_connection_is_like_a_new_one(engine: sqlalchemy.Engine, database
         raw = connection.connection.dbapi_connection
         assert set(raw.string_types) < set(types)
         assert raw.cursor_factory is None
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.usefixtures("reuse")
+def test_its_transactions_are_those_of_a_new_one(database_url: str, autocommit: bool) -> None:
+    engine = sqlalchemy.create_engine(database_url, poolclass=NullPool)
+    raw = engine.raw_connection()
+    pid = raw.dbapi_connection.info.backend_pid
+    raw.dbapi_connection.set_session(
+        isolation_level="SERIALIZABLE", readonly=True, deferrable=True, autocommit=autocommit
+    )
+    raw.cursor().execute("SELECT 1")
+    raw.close()
+    with engine.begin() as connection:
+        assert connection.connection.dbapi_connection.info.backend_pid == pid
+        for name, value in (("isolation", "read committed"), ("read_only", "off"), ("deferrable", "off")):
+            assert connection.execute(sqlalchemy.text(f"SHOW transaction_{name}")).scalar() == value
+
+
+@pytest.mark.usefixtures("reuse")
+def test_what_using_one_again_costs(database_url: str) -> None:
+    with PostgresProxy(database_url) as proxy:
+        engine = engine_of(proxy.url)
+        ask(engine)
+        before = proxy.statements()
+        ask(engine)
+        assert proxy.statements() - before == 2, "the question, and DISCARD ALL"
 
 
 @pytest.mark.usefixtures("reuse")
