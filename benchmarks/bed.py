@@ -94,6 +94,11 @@ class Bed:
         finally:
             connection.close()
 
+    def size(self) -> int:
+        """Bytes of the database."""
+        ((size,),) = self.ask("SELECT pg_database_size(current_database())")
+        return int(size)
+
     def settled_transactions(self) -> int:
         """:meth:`transactions`, once all connections have told of theirs: one that is idle does so after ten
         seconds."""

@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import statistics
 import sys
@@ -31,6 +32,7 @@ from typing import Any
 
 from bed import Bed, bed, percentile, spread
 from common import columns, machine, write_json
+from steps import cpu_seconds
 
 from dagster_taskiq import _bridge, _core, sqs
 from dagster_taskiq.store import IdempotencyStore
@@ -72,6 +74,9 @@ WAY = "send and receive alone"
 ABOVE = "above send and receive"
 QUEUE = "dagster"
 PROBES = "probes"
+REAP_SECONDS = 0.2
+"""After a run, until what ends with it is counted."""
+
 PAUSE = 0.02
 """Seconds between two probes, so that the poll is at the server."""
 
@@ -236,22 +241,28 @@ def _run(made: Bed, notes: Path, options: argparse.Namespace) -> dict[str, Any]:
     url = made.make_queue(PROBES)
     rounds = Rounds()
     used: Counter[str] = Counter()
-    transactions = 0
+    cpu: Counter[str] = Counter()
+    transactions = size = 0
+    ((worker,),) = made.ask("SELECT pid FROM dagster_taskiq_workers")
+    roots = {"PostgreSQL": [made.postgres_pid], "worker, step processes": [worker]}
     try:
         with DagsterInstance.get() as instance:
             for number in range(options.rounds + 1):
                 probes = asyncio.run(probe(url, options.probes))
-                before = Journal(made.journal).requests
+                before, cpu_before = Journal(made.journal).requests, _cpu(roots)
                 run_id = run_chain(instance, options.size)
+                time.sleep(REAP_SECONDS)
+                cpu_used = _cpu(roots) - cpu_before
                 print(f"{'round ' + str(number) if number else 'warm-up'}: {run_id}", file=sys.stderr)
                 if not number:
-                    transactions = made.settled_transactions()
+                    transactions, size = made.settled_transactions(), made.size()
                     continue
                 journal = Journal(made.journal)
                 used += journal.requests - before
+                cpu += cpu_used
                 steps = _points(instance, store, run_id, journal, made, notes)
                 rounds.add(steps, [(end - begin, end - journal.sent[one]) for one, begin, end in probes])
-            transactions = made.settled_transactions() - transactions
+            transactions, size = made.settled_transactions() - transactions, made.size() - size
     finally:
         loop.close()
     steps_in_all = options.rounds * (options.size + 1)
@@ -259,8 +270,16 @@ def _run(made: Bed, notes: Path, options: argparse.Namespace) -> dict[str, Any]:
         "steps": options.rounds * options.size,
         "rows": rounds.rows(),
         "transactions_per_step": transactions / steps_in_all,
+        "stored_kb_per_step": size / 1000 / steps_in_all,
         "requests_per_step": {name: round(count / steps_in_all, 2) for name, count in used.items()},
+        "cpu_ms_per_step": {name: seconds * 1000 / steps_in_all for name, seconds in cpu.items()},
     }
+
+
+def _cpu(roots: Mapping[str, list[int]]) -> Counter[str]:
+    """Seconds so far, of this process (the run worker) and of others with all that they have started."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return Counter({**cpu_seconds(dict(roots)), "run worker": own.ru_utime + own.ru_stime})
 
 
 def _points(
@@ -292,13 +311,15 @@ def table(result: Mapping[str, Any]) -> str:
         (row["leg"], *(f"{row[f'p{part}_ms']:.1f}" for part in (50, 95, 99)), spread(row["round_medians_ms"]))
         for row in result["rows"]
     ]
+    cpu = ", ".join(f"{name} {value:.1f}" for name, value in result["cpu_ms_per_step"].items())
     requests = ", ".join(f"{name} {value:.2f}" for name, value in result["requests_per_step"].items())
     return "\n".join(
         [
             f"milliseconds, {result['steps']} steps",
             columns(("", "p50", "p95", "p99", "median of a round"), rows),
-            f"for each step: {result['transactions_per_step']:.1f} transactions of PostgreSQL, Dagster's and the run's"
-            f" own included; requests to SQS: {requests}",
+            f"for each step: {result['transactions_per_step']:.1f} transactions of PostgreSQL and"
+            f" {result['stored_kb_per_step']:.0f} kB in its tables, Dagster's and the run's own included",
+            f"requests to SQS: {requests}; CPU ms: {cpu}",
         ]
     )
 
