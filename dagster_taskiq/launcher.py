@@ -115,8 +115,8 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         if _has_begun_elsewhere(self._instance, run.run_id):
             self._instance.report_run_failed(
                 run,
-                "The run worker died, and with it the steps of this run, which are not on taskiq_executor: the run cannot"
-                " be resumed. Re-execute it from failure.",
+                "The run worker died, and with it the steps of this run, which are not on taskiq_executor: the run is"
+                " not resumed. Re-execute it from failure.",
             )
             return
         self._send(context, payload.RESUME_RUN, newest)

@@ -87,6 +87,7 @@ def dev(
     try:
         with _signals_as_interrupt(), Stack(data_dir, say=_say) as stack:
             stack.start_servers()
+            stack.start_run_host()
             for number in range(1, workers + 1):
                 stack.start_worker(f"worker-{number}", slots)
             stack.start_ui(target, port)

@@ -20,6 +20,10 @@ from .service import DevServerError, Service, free_port
 from .sqs import EmbeddedSqs
 
 QUEUE = "dagster"
+RUN_QUEUE = "dagster-runs"
+RUNS = 10
+"""Runs at a time, as Dagster has it by default.  Others wait in Dagster's own queue, where no start timeout counts."""
+
 WORKER_TIMEOUT = 120.0
 WORKER_GRACE = 15.0
 """Seconds that a worker gets to finish its steps when the stack is stopped."""
@@ -31,7 +35,7 @@ READY_LINE = " serves "
 
 STATUS_QUERY = """{
   workspaceOrError { ... on Workspace { locationEntries { name loadStatus
-    locationOrLoadError { ... on PythonError { message } } } } }
+    locationOrLoadError { ... on PythonError { message stack errorChain { error { message stack } } } } } } }
   instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } }
 }"""
 
@@ -71,18 +75,29 @@ class Stack:
         self.database_url = self._postgres.ensure_database("dagster")
         self._say(f"PostgreSQL    127.0.0.1:{self._postgres.port}, data in {self._postgres.data}")
         self._sqs.start()
-        self._sqs.create_queue_pair(QUEUE)
-        self._say(f"SQS           {self._sqs.endpoint}, queue {QUEUE!r}")
+        for queue in (QUEUE, RUN_QUEUE):
+            self._sqs.create_queue_pair(queue)
+        self._say(f"SQS           {self._sqs.endpoint}, queues {QUEUE!r} and {RUN_QUEUE!r}")
         self._write_home()
 
     def environment(self) -> dict[str, str]:
         """What a process needs to be part of the stack."""
         return {**os.environ, **self._settings()}
 
+    def start_run_host(self) -> None:
+        """Start the worker in which runs that the web UI or the daemon has launched have their run workers: one apart,
+        so that these never hold a slot that their own steps wait for.  When the stack is stopped they are lost at once,
+        and resumed at its next start."""
+        self._start_worker("runs", RUNS, RUN_QUEUE, drain_timeout=0)
+
     def start_worker(self, name: str, slots: int) -> None:
-        """Start one worker without waiting for it."""
-        command = [sys.executable, "-m", "dagster_taskiq.cli", "worker", "start", "--name", name, "--queue", QUEUE]
-        command += ["--slots", str(slots), "--drain-timeout", f"{WORKER_GRACE - 5:g}"]
+        """Start one worker of steps without waiting for it."""
+        self._start_worker(name, slots, QUEUE, drain_timeout=WORKER_GRACE - 5)
+
+    def _start_worker(self, name: str, slots: int, queue: str, drain_timeout: float) -> None:
+        """One that is killed comes back, and changed code is imported again."""
+        command = [sys.executable, "-m", "dagster_taskiq.cli", "worker", "start", "--name", name, "--queue", queue]
+        command += ["--slots", str(slots), "--drain-timeout", f"{drain_timeout:g}", "--supervise", "--reload"]
         log = self.logs / f"{name}.log"
         log.unlink(missing_ok=True)
         worker = Service(name, command, log=log, env=self.environment(), grace=WORKER_GRACE)
@@ -157,6 +172,17 @@ class Stack:
         self.home.mkdir(parents=True, exist_ok=True)
         config = {
             "storage": {"postgres": {"postgres_url": self.database_url}},
+            "run_launcher": {
+                "module": "dagster_taskiq",
+                "class": "TaskIQRunLauncher",
+                "config": {"run_queue": RUN_QUEUE},
+            },
+            "run_coordinator": {
+                "module": "dagster",
+                "class": "QueuedRunCoordinator",
+                "config": {"max_concurrent_runs": RUNS, "dequeue_interval_seconds": 1},
+            },
+            "run_monitoring": {"enabled": True, "poll_interval_seconds": 10, "max_resume_run_attempts": 10},
             "telemetry": {"enabled": False},
             "nux": {"enabled": False},
         }
@@ -184,9 +210,9 @@ class Stack:
         if not entries or any(entry["loadStatus"] != "LOADED" for entry in entries):
             return False
         for entry in entries:
-            message = (entry["locationOrLoadError"] or {}).get("message")
-            if message:
-                raise DevServerError(f"the code location {entry['name']} could not be loaded:\n{message}")
+            error = entry["locationOrLoadError"] or {}
+            if "message" in error:
+                raise DevServerError(f"the code location {entry['name']} could not be loaded:\n{_error_text(error)}")
         return True
 
     def _daemon_well(self) -> bool:
@@ -202,6 +228,14 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _error_text(error: dict[str, Any]) -> str:
+    """Dagster's own words do not say why: its causes do, the first of them last, with the place where it was raised."""
+    causes = [link["error"] for link in error["errorChain"]]
+    texts = [one["message"].strip() for one in (error, *causes)]
+    place = [line.strip() for line in (causes or [error])[-1]["stack"][-1:] if "<frozen" not in line]
+    return "\n".join([*texts[:-1], *place, texts[-1]])
 
 
 def _logged(service: Service, text: str) -> bool:
