@@ -36,15 +36,9 @@ static enum dtq_code fail(struct dtq_buf *buf, enum dtq_code code)
     return code;
 }
 
-enum dtq_code dtq_buf_reserve(struct dtq_buf *buf, size_t extra)
+/* To a capacity of at least needed bytes, the NUL counted. */
+static enum dtq_code grow(struct dtq_buf *buf, size_t needed)
 {
-    if (buf->failed)
-        return buf->failed;
-    if (extra > buf->cap - buf->length)
-        return fail(buf, DTQ_TOO_LARGE);
-    size_t needed = buf->length + extra + 1;
-    if (needed <= buf->capacity)
-        return DTQ_OK;
     size_t capacity = buf->capacity ? buf->capacity : FIRST_CAPACITY;
     while (capacity < needed)
         capacity = capacity > buf->cap ? needed : capacity * 2;
@@ -54,6 +48,33 @@ enum dtq_code dtq_buf_reserve(struct dtq_buf *buf, size_t extra)
     data[buf->length] = '\0';
     buf->data = data;
     buf->capacity = capacity;
+    return DTQ_OK;
+}
+
+enum dtq_code dtq_buf_reserve(struct dtq_buf *buf, size_t extra)
+{
+    if (buf->failed)
+        return buf->failed;
+    if (extra > buf->cap - buf->length)
+        return fail(buf, DTQ_TOO_LARGE);
+    size_t needed = buf->length + extra + 1;
+    return needed <= buf->capacity ? DTQ_OK : grow(buf, needed);
+}
+
+char *dtq_buf_open(struct dtq_buf *buf, size_t extra)
+{
+    size_t needed = buf->length + extra + 1;
+    if (buf->failed || (needed > buf->capacity && grow(buf, needed)))
+        return NULL;
+    return buf->data + buf->length;
+}
+
+enum dtq_code dtq_buf_close(struct dtq_buf *buf, size_t written)
+{
+    if (written > buf->cap - buf->length)
+        return fail(buf, DTQ_TOO_LARGE);
+    buf->length += written;
+    buf->data[buf->length] = '\0';
     return DTQ_OK;
 }
 

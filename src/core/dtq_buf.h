@@ -39,6 +39,11 @@ enum dtq_code dtq_buf_addf(struct dtq_buf *buf, const char *format, ...) DTQ_PRI
 /* Make room for extra more bytes without adding any. */
 enum dtq_code dtq_buf_reserve(struct dtq_buf *buf, size_t extra);
 
+/* For a writer that knows only afterwards how much it wrote: room for extra bytes at the end, whatever the cap (NULL
+ * when the buffer has failed or memory is short), then what was written of them, which the cap may refuse. */
+char *dtq_buf_open(struct dtq_buf *buf, size_t extra);
+enum dtq_code dtq_buf_close(struct dtq_buf *buf, size_t written);
+
 /* The content as a NUL-terminated string; "" when empty.  Valid until the next change. */
 const char *dtq_buf_str(const struct dtq_buf *buf);
 struct dtq_slice dtq_buf_slice(const struct dtq_buf *buf);

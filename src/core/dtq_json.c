@@ -10,6 +10,8 @@
 #include "dtq_alloc.h"
 
 #define ONLY_KEYS_MAX 32
+#define PART_BYTES 128 /* of a text that is written */
+#define ESCAPE_BYTES 6 /* \u001f */
 
 /* ---- the tree --------------------------------------------------------------------------------------------------- */
 
@@ -250,38 +252,10 @@ static char short_escape(unsigned char c)
     }
 }
 
-static bool stays_as_it_is(unsigned char c)
-{
-    return c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
-}
-
 /* U+FFFE and U+FFFF, which no SQS message body may hold. */
 static bool is_no_character(const unsigned char *p)
 {
     return p[0] == 0xef && p[1] == 0xbf && p[2] >= 0xbe;
-}
-
-/* The bytes that text takes without its quotes; false when it is not text. */
-static bool escaped_length(struct dtq_slice text, size_t *out)
-{
-    const unsigned char *p = (const unsigned char *)text.data;
-    size_t extra = 0;
-    for (size_t i = 0; i < text.length;) {
-        if (stays_as_it_is(p[i])) {
-            i++;
-            continue;
-        }
-        size_t length = p[i] ? dtq_utf8_length(p + i, text.length - i) : 0;
-        if (!length)
-            return false;
-        if (length == 1)
-            extra += short_escape(p[i]) ? 1 : 5;
-        else if (length == 3 && is_no_character(p + i))
-            extra += 3;
-        i += length;
-    }
-    *out = text.length + extra;
-    return true;
 }
 
 static char *put_unicode_escape(char *at, unsigned code)
@@ -294,39 +268,58 @@ static char *put_unicode_escape(char *at, unsigned code)
     return at;
 }
 
-/* Two passes, since most of a payload is JSON within JSON within JSON: the first measures, the second writes. */
+/* The character at p, which does not stand for itself, to *at.  Returns how many bytes it has in p, 0 when they are not
+ * text. */
+static size_t write_special(const unsigned char *p, size_t left, char **at)
+{
+    size_t length = *p ? dtq_utf8_length(p, left) : 0;
+    if (length == 3 && is_no_character(p)) {
+        *at = put_unicode_escape(*at, p[2] == 0xbe ? 0xfffe : 0xffff);
+    }
+    else if (length == 1) {
+        *at = put_unicode_escape(*at, *p);
+    }
+    else {
+        memcpy(*at, p, length);
+        *at += length;
+    }
+    return length;
+}
+
+/* Most of a payload is JSON within JSON within JSON: short runs of plain text between quotes and backslashes.  Part by
+ * part, so that the room for the worst case is small. */
 enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
 {
-    const unsigned char *p = (const unsigned char *)text.data;
-    size_t length;
-    if (!escaped_length(text, &length))
-        return refuse(buf);
-    enum dtq_code rc = dtq_buf_reserve(buf, length + 2);
-    if (rc)
-        return rc;
-    char *at = buf->data + buf->length;
-    *at++ = '"';
-    for (size_t i = 0; i < text.length; i++) {
-        char letter = short_escape(p[i]);
-        if (letter) {
-            *at++ = '\\';
-            *at++ = letter;
+    const unsigned char *p = (const unsigned char *)text.data, *end = p + text.length;
+    dtq_buf_add_char(buf, '"');
+    while (p < end) {
+        const unsigned char *part_end = end - p > PART_BYTES ? p + PART_BYTES : end;
+        char *start = dtq_buf_open(buf, PART_BYTES * ESCAPE_BYTES), *at = start;
+        if (!start)
+            return buf->failed;
+        while (p < part_end) {
+            size_t plain = dtq_plain_length(p, (size_t)(part_end - p));
+            memcpy(at, p, plain);
+            at += plain;
+            p += plain;
+            if (p >= part_end)
+                break;
+            char letter = short_escape(*p);
+            if (letter) {
+                *at++ = '\\';
+                *at++ = letter;
+                p++;
+                continue;
+            }
+            size_t length = write_special(p, (size_t)(end - p), &at);
+            if (!length)
+                return refuse(buf);
+            p += length;
         }
-        else if (p[i] < 0x20 || p[i] == 0x7f) {
-            at = put_unicode_escape(at, p[i]);
-        }
-        else if (p[i] == 0xef && is_no_character(p + i)) {
-            at = put_unicode_escape(at, p[i + 2] == 0xbe ? 0xfffe : 0xffff);
-            i += 2;
-        }
-        else {
-            *at++ = (char)p[i];
-        }
+        if (dtq_buf_close(buf, (size_t)(at - start)))
+            return buf->failed;
     }
-    *at++ = '"';
-    *at = '\0';
-    buf->length += length + 2;
-    return DTQ_OK;
+    return dtq_buf_add_char(buf, '"');
 }
 
 enum dtq_code dtq_json_write_str(struct dtq_buf *buf, const char *text)
@@ -343,7 +336,15 @@ enum dtq_code dtq_json_write_key(struct dtq_buf *buf, const char *key)
 
 enum dtq_code dtq_json_write_int(struct dtq_buf *buf, int64_t number)
 {
-    return dtq_buf_addf(buf, "%lld", (long long)number);
+    char text[20], *at = text + sizeof text; /* as many digits as INT64_MIN has, and its sign */
+    uint64_t rest = number < 0 ? 0 - (uint64_t)number : (uint64_t)number;
+    do {
+        *--at = (char)('0' + rest % 10);
+        rest /= 10;
+    } while (rest);
+    if (number < 0)
+        *--at = '-';
+    return dtq_buf_add(buf, at, (size_t)(text + sizeof text - at));
 }
 
 enum dtq_code dtq_json_write_double(struct dtq_buf *buf, double number)

@@ -50,6 +50,35 @@ size_t dtq_utf8_length(const unsigned char *p, size_t left)
     return length;
 }
 
+/* One bit, its highest, for each byte of word that is not plain.  Exact up to the lowest one that is set, and none is
+ * set when all bytes are plain: a borrow can only reach the bytes above. */
+static uint64_t not_plain(uint64_t word)
+{
+    const uint64_t ones = UINT64_C(0x0101010101010101), high = UINT64_C(0x8080808080808080);
+    uint64_t quote = word ^ ones * '"', backslash = word ^ ones * '\\', rubout = word ^ ones * 0x7f;
+    uint64_t found = (word - ones * 0x20) | (quote - ones) | (backslash - ones) | (rubout - ones);
+    return (found | word) & high;
+}
+
+size_t dtq_plain_length(const unsigned char *p, size_t left)
+{
+    size_t length = 0;
+    for (uint64_t word; left - length >= sizeof word; length += sizeof word) {
+        memcpy(&word, p + length, sizeof word);
+        uint64_t found = not_plain(word);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        if (found)
+            return length + (size_t)__builtin_ctzll(found) / 8;
+#else
+        if (found)
+            break;
+#endif
+    }
+    while (length < left && p[length] >= 0x20 && p[length] < 0x7f && p[length] != '"' && p[length] != '\\')
+        length++;
+    return length;
+}
+
 bool dtq_is_text(struct dtq_slice bytes)
 {
     const unsigned char *p = (const unsigned char *)bytes.data;
@@ -120,6 +149,9 @@ static bool scan_string(struct scanner *scan)
         return fail(scan, "a string is expected");
     scan->at++;
     while (scan->at < scan->end) {
+        scan->at += dtq_plain_length(scan->at, (size_t)(scan->end - scan->at));
+        if (scan->at == scan->end)
+            break;
         unsigned char c = *scan->at;
         if (c == '"') {
             scan->at++;

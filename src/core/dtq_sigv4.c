@@ -13,6 +13,7 @@
 
 #define ALGORITHM "AWS4-HMAC-SHA256"
 #define TEXT_BYTES_MAX (1024 * 1024)      /* a canonical request holds headers, path and query, never the body */
+#define REQUEST_BYTES 768                 /* of a canonical request without a session token */
 #define LAST_SECOND INT64_C(253402300799) /* 9999-12-31T23:59:59Z: years have four digits */
 #define DAY_LENGTH 8
 
@@ -272,13 +273,29 @@ void dtq_sigv4_key_cache_clean_up(struct dtq_sigv4_key_cache *cache)
     OPENSSL_cleanse(cache, sizeof *cache);
 }
 
+static char *put_digits(char *at, int number, int count)
+{
+    for (int i = count - 1; i >= 0; i--, number /= 10)
+        at[i] = (char)('0' + number % 10);
+    return at + count;
+}
+
 void dtq_sigv4_date(int64_t time_s, char out[DTQ_SIGV4_DATE_SIZE])
 {
     time_t time = (time_t)time_s;
     struct tm utc;
-    out[0] = '\0';
-    if (time_s >= 0 && time_s <= LAST_SECOND && gmtime_r(&time, &utc))
-        strftime(out, DTQ_SIGV4_DATE_SIZE, "%Y%m%dT%H%M%SZ", &utc);
+    char *at = out;
+    if (time_s >= 0 && time_s <= LAST_SECOND && gmtime_r(&time, &utc)) {
+        at = put_digits(at, utc.tm_year + 1900, 4);
+        at = put_digits(at, utc.tm_mon + 1, 2);
+        at = put_digits(at, utc.tm_mday, 2);
+        *at++ = 'T';
+        at = put_digits(at, utc.tm_hour, 2);
+        at = put_digits(at, utc.tm_min, 2);
+        at = put_digits(at, utc.tm_sec, 2);
+        *at++ = 'Z';
+    }
+    *at = '\0';
 }
 
 static enum dtq_code scope_date(const struct dtq_sigv4_scope *scope, char date[DTQ_SIGV4_DATE_SIZE],
@@ -290,23 +307,32 @@ static enum dtq_code scope_date(const struct dtq_sigv4_scope *scope, char date[D
     return DTQ_OK;
 }
 
-enum dtq_code dtq_sigv4_canonical_request(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
-                                          const struct dtq_sigv4_scope *scope, struct dtq_buf *out,
-                                          struct dtq_buf *signed_headers, struct dtq_error *err)
+/* "20150830/us-east-1/service/aws4_request" */
+static void add_scope(const char *date, const struct dtq_sigv4_scope *scope, struct dtq_buf *out)
+{
+    dtq_buf_add(out, date, DAY_LENGTH);
+    dtq_buf_add_char(out, '/');
+    dtq_buf_add_str(out, scope->region);
+    dtq_buf_add_char(out, '/');
+    dtq_buf_add_str(out, scope->service);
+    dtq_buf_add_str(out, "/aws4_request");
+}
+
+static enum dtq_code canonical_request(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
+                                       const char *date, struct dtq_buf *out, struct dtq_buf *signed_headers,
+                                       struct dtq_error *err)
 {
     struct header_list headers;
-    char date[DTQ_SIGV4_DATE_SIZE];
     char body_digest[DTQ_SHA256_HEX_SIZE];
     if (!creds)
         return dtq_error_set(err, DTQ_CREDENTIALS, NULL);
-    enum dtq_code rc = scope_date(scope, date, err);
-    if (!rc)
-        rc = sort_headers(request, creds, date, &headers, err);
+    enum dtq_code rc = sort_headers(request, creds, date, &headers, err);
     if (!rc)
         rc = dtq_sha256_hex(request->body, body_digest, err);
     if (rc)
         return rc;
     size_t names_start = signed_headers->length;
+    dtq_buf_reserve(out, REQUEST_BYTES); /* most need no more */
     dtq_buf_add_slice(out, request->method);
     dtq_buf_add_char(out, '\n');
     add_path(request, out);
@@ -319,23 +345,44 @@ enum dtq_code dtq_sigv4_canonical_request(const struct dtq_sigv4_request *reques
     rc = dtq_buf_check(signed_headers, err, "the list of signed headers");
     if (rc)
         return rc;
-    dtq_buf_addf(out, "\n%s\n%s", signed_headers->data + names_start, body_digest);
+    dtq_buf_add_char(out, '\n');
+    dtq_buf_add(out, signed_headers->data + names_start, signed_headers->length - names_start);
+    dtq_buf_add_char(out, '\n');
+    dtq_buf_add(out, body_digest, DTQ_SHA256_HEX_SIZE - 1);
     return dtq_buf_check(out, err, "the canonical request");
+}
+
+enum dtq_code dtq_sigv4_canonical_request(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
+                                          const struct dtq_sigv4_scope *scope, struct dtq_buf *out,
+                                          struct dtq_buf *signed_headers, struct dtq_error *err)
+{
+    char date[DTQ_SIGV4_DATE_SIZE];
+    enum dtq_code rc = scope_date(scope, date, err);
+    return rc ? rc : canonical_request(request, creds, date, out, signed_headers, err);
+}
+
+static enum dtq_code string_to_sign(struct dtq_slice canonical, const char *date, const struct dtq_sigv4_scope *scope,
+                                    struct dtq_buf *out, struct dtq_error *err)
+{
+    char digest[DTQ_SHA256_HEX_SIZE];
+    enum dtq_code rc = dtq_sha256_hex(canonical, digest, err);
+    if (rc)
+        return rc;
+    dtq_buf_add_str(out, ALGORITHM "\n");
+    dtq_buf_add_str(out, date);
+    dtq_buf_add_char(out, '\n');
+    add_scope(date, scope, out);
+    dtq_buf_add_char(out, '\n');
+    dtq_buf_add(out, digest, DTQ_SHA256_HEX_SIZE - 1);
+    return dtq_buf_check(out, err, "the string to sign");
 }
 
 enum dtq_code dtq_sigv4_string_to_sign(struct dtq_slice canonical_request, const struct dtq_sigv4_scope *scope,
                                        struct dtq_buf *out, struct dtq_error *err)
 {
     char date[DTQ_SIGV4_DATE_SIZE];
-    char digest[DTQ_SHA256_HEX_SIZE];
     enum dtq_code rc = scope_date(scope, date, err);
-    if (!rc)
-        rc = dtq_sha256_hex(canonical_request, digest, err);
-    if (rc)
-        return rc;
-    dtq_buf_addf(out, ALGORITHM "\n%s\n%.*s/%s/%s/aws4_request\n%s", date, DAY_LENGTH, date, scope->region,
-                 scope->service, digest);
-    return dtq_buf_check(out, err, "the string to sign");
+    return rc ? rc : string_to_sign(canonical_request, date, scope, out, err);
 }
 
 static enum dtq_code next_key(unsigned char key[DTQ_SHA256_SIZE], const char *text, struct dtq_error *err)
@@ -367,14 +414,27 @@ static enum dtq_code derive_key(const char *secret, const char *day, const struc
     return rc;
 }
 
+/* "20150830/us-east-1/sqs", as the cache knows it; false when it is too long for the cache. */
+static bool name_scope(const char *day, const struct dtq_sigv4_scope *scope, char *out, size_t size)
+{
+    size_t region = strlen(scope->region), service = strlen(scope->service);
+    if (DAY_LENGTH + 1 + region + 1 + service + 1 > size)
+        return false;
+    memcpy(out, day, DAY_LENGTH);
+    out[DAY_LENGTH] = '/';
+    memcpy(out + DAY_LENGTH + 1, scope->region, region);
+    out[DAY_LENGTH + 1 + region] = '/';
+    memcpy(out + DAY_LENGTH + 1 + region + 1, scope->service, service + 1);
+    return true;
+}
+
 static enum dtq_code cached_key(const struct dtq_creds *creds, const char *day, const struct dtq_sigv4_scope *scope,
                                 struct dtq_sigv4_key_cache *cache, unsigned char key[DTQ_SHA256_SIZE],
                                 struct dtq_error *err)
 {
     char name[sizeof cache->scope];
     unsigned char digest[DTQ_SHA256_SIZE];
-    int length = snprintf(name, sizeof name, "%s/%s/%s", day, scope->region, scope->service);
-    if (length < 0 || (size_t)length >= sizeof name)
+    if (!name_scope(day, scope, name, sizeof name))
         return derive_key(creds->secret_access_key, day, scope, key, err);
     enum dtq_code rc = dtq_sha256(dtq_slice_str(creds->secret_access_key), digest, err);
     if (rc)
@@ -393,20 +453,17 @@ static enum dtq_code cached_key(const struct dtq_creds *creds, const char *day, 
     return DTQ_OK;
 }
 
-enum dtq_code dtq_sigv4_signature(struct dtq_slice string_to_sign, const struct dtq_creds *creds,
+static enum dtq_code signature_of(struct dtq_slice string_to_sign, const struct dtq_creds *creds, const char *date,
                                   const struct dtq_sigv4_scope *scope, struct dtq_sigv4_key_cache *cache, char hex[65],
                                   struct dtq_error *err)
 {
     unsigned char key[DTQ_SHA256_SIZE], signature[DTQ_SHA256_SIZE];
-    char day[DTQ_SIGV4_DATE_SIZE];
+    char day[DAY_LENGTH + 1] = "";
     if (!creds)
         return dtq_error_set(err, DTQ_CREDENTIALS, NULL);
-    enum dtq_code rc = scope_date(scope, day, err);
-    if (rc)
-        return rc;
-    day[DAY_LENGTH] = '\0';
-    rc = cache ? cached_key(creds, day, scope, cache, key, err)
-               : derive_key(creds->secret_access_key, day, scope, key, err);
+    memcpy(day, date, DAY_LENGTH);
+    enum dtq_code rc = cache ? cached_key(creds, day, scope, cache, key, err)
+                             : derive_key(creds->secret_access_key, day, scope, key, err);
     if (!rc)
         rc = dtq_hmac_sha256(dtq_slice((const char *)key, sizeof key), string_to_sign, signature, err);
     if (!rc)
@@ -415,25 +472,42 @@ enum dtq_code dtq_sigv4_signature(struct dtq_slice string_to_sign, const struct 
     return rc;
 }
 
+enum dtq_code dtq_sigv4_signature(struct dtq_slice string_to_sign, const struct dtq_creds *creds,
+                                  const struct dtq_sigv4_scope *scope, struct dtq_sigv4_key_cache *cache, char hex[65],
+                                  struct dtq_error *err)
+{
+    char date[DTQ_SIGV4_DATE_SIZE];
+    enum dtq_code rc = scope_date(scope, date, err);
+    return rc ? rc : signature_of(string_to_sign, creds, date, scope, cache, hex, err);
+}
+
 enum dtq_code dtq_sigv4_sign(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
                              const struct dtq_sigv4_scope *scope, struct dtq_sigv4_key_cache *cache,
                              struct dtq_buf *authorization, char date[DTQ_SIGV4_DATE_SIZE], struct dtq_error *err)
 {
     struct dtq_buf canonical, names, to_sign;
     char signature[DTQ_SHA256_HEX_SIZE];
+    enum dtq_code rc = scope_date(scope, date, err);
+    if (rc)
+        return rc;
     dtq_buf_init(&canonical, TEXT_BYTES_MAX);
     dtq_buf_init(&names, TEXT_BYTES_MAX);
     dtq_buf_init(&to_sign, TEXT_BYTES_MAX);
-    enum dtq_code rc = dtq_sigv4_canonical_request(request, creds, scope, &canonical, &names, err);
+    rc = canonical_request(request, creds, date, &canonical, &names, err);
     if (!rc)
-        rc = dtq_sigv4_string_to_sign(dtq_buf_slice(&canonical), scope, &to_sign, err);
+        rc = string_to_sign(dtq_buf_slice(&canonical), date, scope, &to_sign, err);
     if (!rc)
-        rc = dtq_sigv4_signature(dtq_buf_slice(&to_sign), creds, scope, cache, signature, err);
+        rc = signature_of(dtq_buf_slice(&to_sign), creds, date, scope, cache, signature, err);
     if (rc)
         goto cleanup;
-    dtq_sigv4_date(scope->time_s, date);
-    dtq_buf_addf(authorization, ALGORITHM " Credential=%s/%.*s/%s/%s/aws4_request, SignedHeaders=%s, Signature=%s",
-                 creds->access_key_id, DAY_LENGTH, date, scope->region, scope->service, dtq_buf_str(&names), signature);
+    dtq_buf_add_str(authorization, ALGORITHM " Credential=");
+    dtq_buf_add_str(authorization, creds->access_key_id);
+    dtq_buf_add_char(authorization, '/');
+    add_scope(date, scope, authorization);
+    dtq_buf_add_str(authorization, ", SignedHeaders=");
+    dtq_buf_add_slice(authorization, dtq_buf_slice(&names));
+    dtq_buf_add_str(authorization, ", Signature=");
+    dtq_buf_add_str(authorization, signature);
     rc = dtq_buf_check(authorization, err, "the Authorization header");
 cleanup:
     dtq_buf_clean_up(&to_sign);

@@ -6,8 +6,12 @@
 
 #include "dtq_alloc.h"
 #include "dtq_json.h"
+#include "dtq_json_cursor.h"
 
+#define FIRST_PAIRS 64
 #define ENTRY_BYTES 256 /* names, braces and ids around an entry's texts, generously */
+
+static const char not_mentioned[] = "MissingFromAnswer";
 
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
@@ -31,9 +35,17 @@ static void open_batch(struct dtq_buf *out, const char *queue_url)
     dtq_buf_add_str(out, ",\"Entries\":[");
 }
 
+/* How an entry begins; in no string, where a quote has a backslash before it. */
+static const char entry_start[] = "{\"Id\":\"";
+static const char batch_end[] = "]}";
+
 static void open_entry(struct dtq_buf *out, size_t index)
 {
-    dtq_buf_addf(out, "%s{\"Id\":\"%zu\",", index ? "," : "", index);
+    if (index)
+        dtq_buf_add_char(out, ',');
+    dtq_buf_add_str(out, entry_start);
+    dtq_buf_add_char(out, (char)('0' + index)); /* a batch has ten entries at most */
+    dtq_buf_add_str(out, "\",");
 }
 
 /* What the buffer says, in words that fit a request. */
@@ -121,7 +133,7 @@ enum dtq_code dtq_sqs_wire_send_batch(const char *queue_url, const struct dtq_sq
         add_attributes(out, entry);
         dtq_buf_add_char(out, '}');
     }
-    return close_request(out, "]}", err);
+    return close_request(out, batch_end, err);
 }
 
 enum dtq_code dtq_sqs_wire_receive(const char *queue_url, int max_messages, int wait_s, int visibility_s,
@@ -165,7 +177,7 @@ static enum dtq_code write_handles(const char *queue_url, const char *const *rec
             add_int(out, "VisibilityTimeout", visibility_s[i]);
         dtq_buf_add_char(out, '}');
     }
-    return close_request(out, "]}", err);
+    return close_request(out, batch_end, err);
 }
 
 enum dtq_code dtq_sqs_wire_delete_batch(const char *queue_url, const char *const *receipt_handles, size_t count,
@@ -181,11 +193,25 @@ enum dtq_code dtq_sqs_wire_visibility_batch(const char *queue_url, const char *c
     return write_handles(queue_url, receipt_handles, visibility_s, count, out, err);
 }
 
+enum dtq_code dtq_sqs_wire_join(struct dtq_slice request, size_t count, struct dtq_buf *out, struct dtq_error *err)
+{
+    const char *end = request.data + request.length - strlen(batch_end);
+    const char *entry = strstr(request.data, entry_start), *next;
+    out->length -= strlen(batch_end);
+    for (; entry; entry = next) {
+        const char *rest = entry + strlen(entry_start) + strlen("0\",");
+        next = strstr(rest, entry_start);
+        open_entry(out, count++);
+        dtq_buf_add(out, rest, (size_t)((next ? next - 1 : end) - rest));
+    }
+    return close_request(out, batch_end, err);
+}
+
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 void dtq_sqs_answer_clean_up(struct dtq_sqs_answer *answer)
 {
-    dtq_json_free(answer->tree);
+    dtq_free(answer->text);
     dtq_free(answer->pairs);
     memset(answer, 0, sizeof *answer);
 }
@@ -206,31 +232,40 @@ static enum dtq_code as_response(enum dtq_code rc, struct dtq_error *err)
     return DTQ_RESPONSE;
 }
 
-static enum dtq_code read_object(struct dtq_slice body, struct cJSON **out, struct dtq_error *err)
+static enum dtq_code not_a(const char *key, const char *type, struct dtq_error *err)
 {
-    enum dtq_code rc = dtq_json_parse(body, DTQ_HTTP_BODY_BYTES_MAX, "the service's answer", out, err);
-    if (!rc && !dtq_json_is_object(*out)) {
-        dtq_json_free(*out);
-        *out = NULL;
-        return dtq_error_set(err, DTQ_RESPONSE, "the service's answer is not a JSON object");
-    }
-    return as_response(rc, err);
+    return dtq_error_set(err, DTQ_RESPONSE, "\"%s\" is not %s", key, type);
 }
 
-static const char *find_text(const struct cJSON *object, const char *key)
+/* *out is inside the object that the answer is. */
+static enum dtq_code open_answer(struct dtq_slice body, struct dtq_sqs_answer *answer, struct dtq_json_cursor *out,
+                                 struct dtq_error *err)
 {
-    struct dtq_slice text = {NULL, 0};
-    return dtq_json_find_string(object, key, &text, NULL) == DTQ_OK ? text.data : NULL;
+    memset(answer, 0, sizeof *answer);
+    enum dtq_code rc = dtq_json_check(body, "the service's answer", err);
+    if (rc)
+        return as_response(rc, err);
+    answer->text = dtq_strndup(body.data, body.length);
+    if (!answer->text)
+        return dtq_error_no_memory(err);
+    *out = dtq_json_cursor(answer->text, body.length);
+    return dtq_json_enter_object(out) ? DTQ_OK
+                                      : dtq_error_set(err, DTQ_RESPONSE, "the service's answer is not a JSON object");
 }
 
-/* The entry of the request that item is about, NULL for an Id that was not ours. */
-static struct dtq_sqs_entry_result *find_entry(struct dtq_sqs_answer *answer, const struct cJSON *item, size_t *index)
+/* True when the next value is null, which is as good as not there. */
+static bool take_null(struct dtq_json_cursor *at)
 {
-    const char *id = dtq_json_is_object(item) ? find_text(item, "Id") : NULL;
-    if (!id || id[0] < '0' || id[0] > '9' || id[1] != '\0' || (size_t)(id[0] - '0') >= answer->count)
-        return NULL;
-    *index = (size_t)(id[0] - '0');
-    return &answer->entries[*index];
+    if (dtq_json_peek(at) != 'n')
+        return false;
+    dtq_json_skip(at);
+    return true;
+}
+
+static enum dtq_code take_text(struct dtq_json_cursor *at, const char *key, struct dtq_slice *out,
+                               struct dtq_error *err)
+{
+    return take_null(at) || dtq_json_take_string(at, out) ? DTQ_OK : not_a(key, "a string", err);
 }
 
 static void fail_entry(struct dtq_sqs_entry_result *entry, const char *code, const char *message)
@@ -241,101 +276,218 @@ static void fail_entry(struct dtq_sqs_entry_result *entry, const char *code, con
     entry->message_id = NULL;
 }
 
-static void read_success(struct dtq_sqs_answer *answer, const struct cJSON *item,
-                         const char (*digests)[DTQ_MD5_HEX_SIZE])
+/* What an item of either list says; NULL for what it does not say as a string. */
+struct batch_item {
+    const char *id, *message_id, *digest, *code, *message;
+    bool sender_fault;
+};
+
+static void read_item(struct dtq_json_cursor *at, struct batch_item *item)
 {
-    size_t index = 0;
-    struct dtq_sqs_entry_result *entry = find_entry(answer, item, &index);
-    if (!entry)
+    const struct {
+        const char *key;
+        const char **out;
+    } texts[] = {{"Id", &item->id},
+                 {"MessageId", &item->message_id},
+                 {"MD5OfMessageBody", &item->digest},
+                 {"Code", &item->code},
+                 {"Message", &item->message}};
+    const char *key;
+    memset(item, 0, sizeof *item);
+    if (!dtq_json_enter_object(at)) {
+        dtq_json_skip(at);
         return;
-    const char *digest = digests ? find_text(item, "MD5OfMessageBody") : NULL;
-    if (digest && digests[index][0] && strcasecmp(digest, digests[index]) != 0) {
+    }
+    while (dtq_json_next_member(at, &key)) {
+        struct dtq_slice text = {NULL, 0};
+        size_t i = 0;
+        while (i < sizeof texts / sizeof texts[0] && strcmp(key, texts[i].key) != 0)
+            i++;
+        if (strcmp(key, "SenderFault") == 0)
+            item->sender_fault = dtq_json_peek(at) == 't';
+        if (dtq_json_take_string(at, &text) && i < sizeof texts / sizeof texts[0])
+            *texts[i].out = text.data;
+    }
+}
+
+/* The index of the entry of the request that has this Id; count for an Id that was not ours. */
+static size_t index_of(const char *id, size_t count)
+{
+    bool is_digit = id && id[0] >= '0' && id[0] <= '9' && id[1] == '\0';
+    size_t index = is_digit ? (size_t)(id[0] - '0') : count;
+    return index < count ? index : count;
+}
+
+/* A failure wins, whichever comes first. */
+static void read_success(struct dtq_sqs_entry_result *entry, const struct batch_item *item, const char *digest)
+{
+    if (!entry->ok && entry->code != not_mentioned)
+        return;
+    if (digest && digest[0] && item->digest && strcasecmp(item->digest, digest) != 0) {
         fail_entry(entry, "BodyDigestMismatch", "the service holds another body than the one that was sent");
         return;
     }
     entry->ok = true;
     entry->code = entry->message = NULL;
-    entry->message_id = digests ? find_text(item, "MessageId") : NULL;
+    entry->message_id = digest ? item->message_id : NULL;
 }
 
-static void read_failure(struct dtq_sqs_answer *answer, const struct cJSON *item)
+static void read_failure(struct dtq_sqs_entry_result *entry, const struct batch_item *item)
 {
-    size_t index = 0;
-    struct dtq_sqs_entry_result *entry = find_entry(answer, item, &index);
-    if (!entry)
-        return;
-    const char *code = find_text(item, "Code");
-    fail_entry(entry, code ? code : "Unknown", find_text(item, "Message"));
-    if (dtq_json_find_bool(item, "SenderFault", &entry->sender_fault, NULL) != DTQ_OK)
-        entry->sender_fault = false;
+    fail_entry(entry, item->code ? item->code : "Unknown", item->message);
+    entry->sender_fault = item->sender_fault;
+}
+
+static enum dtq_code read_list(struct dtq_json_cursor *at, const char *key, const char (*digests)[DTQ_MD5_HEX_SIZE],
+                               struct dtq_sqs_answer *out, struct dtq_error *err)
+{
+    bool are_successful = strcmp(key, "Successful") == 0;
+    if (!are_successful && strcmp(key, "Failed") != 0) {
+        dtq_json_skip(at);
+        return DTQ_OK;
+    }
+    if (take_null(at))
+        return DTQ_OK;
+    if (!dtq_json_enter_array(at))
+        return not_a(key, "an array", err);
+    while (dtq_json_next_item(at)) {
+        struct batch_item item;
+        read_item(at, &item);
+        size_t index = index_of(item.id, out->count);
+        if (index == out->count)
+            continue;
+        if (are_successful)
+            read_success(&out->entries[index], &item, digests ? digests[index] : NULL);
+        else
+            read_failure(&out->entries[index], &item);
+    }
+    return DTQ_OK;
 }
 
 enum dtq_code dtq_sqs_wire_read_batch(struct dtq_slice body, size_t count, const char (*digests)[DTQ_MD5_HEX_SIZE],
                                       struct dtq_sqs_answer *out, struct dtq_error *err)
 {
-    const struct cJSON *successful = NULL, *failed = NULL;
-    memset(out, 0, sizeof *out);
-    enum dtq_code rc = read_object(body, &out->tree, err);
-    if (!rc)
-        rc = dtq_json_find_array(out->tree, "Successful", &successful, err);
-    if (!rc)
-        rc = dtq_json_find_array(out->tree, "Failed", &failed, err);
-    if (rc) {
+    struct dtq_json_cursor at;
+    const char *key;
+    enum dtq_code rc = open_answer(body, out, &at, err);
+    out->count = rc ? 0 : count;
+    for (size_t i = 0; i < out->count; i++)
+        fail_entry(&out->entries[i], not_mentioned, "the service's answer does not mention this entry");
+    while (!rc && dtq_json_next_member(&at, &key))
+        rc = read_list(&at, key, digests, out, err);
+    if (rc)
         dtq_sqs_answer_clean_up(out);
-        return as_response(rc, err);
-    }
-    out->count = count;
-    for (size_t i = 0; i < count; i++)
-        fail_entry(&out->entries[i], "MissingFromAnswer", "the service's answer does not mention this entry");
-    for (const struct cJSON *item = dtq_json_first(successful); item; item = dtq_json_next(item))
-        read_success(out, item, digests);
-    for (const struct cJSON *item = dtq_json_first(failed); item; item = dtq_json_next(item))
-        read_failure(out, item);
-    return DTQ_OK;
+    return rc;
 }
 
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
 
-/* The value of a system attribute is a string, of a message attribute an object; others than strings are left out. */
-static bool attribute_value(const struct cJSON *item, struct dtq_slice *value)
-{
-    if (dtq_json_as_string(item, value))
-        return true;
-    value->data = NULL;
-    return dtq_json_is_object(item) && dtq_json_find_string(item, "StringValue", value, NULL) == DTQ_OK && value->data;
-}
+/* All attributes of all messages share one array, which moves while it grows: until the end, where those of a message
+ * begin is kept as an index. */
+struct message_reader {
+    struct dtq_sqs_answer *out;
+    size_t pair_count, pair_capacity;
+    size_t system_start[DTQ_SQS_BATCH_MAX], own_start[DTQ_SQS_BATCH_MAX];
+};
 
-static size_t read_pairs(const struct cJSON *attributes, struct dtq_pair *pairs)
+static enum dtq_code add_pair(struct message_reader *reader, const char *name, struct dtq_slice value,
+                              struct dtq_error *err)
 {
-    size_t count = 0;
-    for (const struct cJSON *item = dtq_json_first(attributes); item; item = dtq_json_next(item)) {
-        struct dtq_slice value = {NULL, 0};
-        if (!attribute_value(item, &value))
-            continue;
-        pairs[count].name = dtq_json_key(item);
-        pairs[count].value = value.data;
-        count++;
+    if (reader->pair_count == reader->pair_capacity) {
+        size_t capacity = reader->pair_capacity ? 2 * reader->pair_capacity : FIRST_PAIRS;
+        struct dtq_pair *pairs = dtq_realloc(reader->out->pairs, capacity * sizeof *pairs);
+        if (!pairs)
+            return dtq_error_no_memory(err);
+        reader->out->pairs = pairs;
+        reader->pair_capacity = capacity;
     }
-    return count;
+    struct dtq_pair *pair = &reader->out->pairs[reader->pair_count++];
+    pair->name = name;
+    pair->value = value.data;
+    return DTQ_OK;
 }
 
-static enum dtq_code read_message(const struct cJSON *item, struct dtq_sqs_message *message, struct dtq_error *err)
+/* The value of a system attribute is a string, of a message attribute an object; others than strings are left out. */
+static struct dtq_slice take_attribute_value(struct dtq_json_cursor *at)
 {
-    struct dtq_slice id = {NULL, 0}, handle = {NULL, 0}, digest = {NULL, 0};
+    struct dtq_slice value = {NULL, 0}, other;
+    const char *key;
+    if (!dtq_json_enter_object(at)) {
+        dtq_json_take_string(at, &value);
+        return value;
+    }
+    while (dtq_json_next_member(at, &key))
+        dtq_json_take_string(at, strcmp(key, "StringValue") == 0 ? &value : &other);
+    return value;
+}
+
+static enum dtq_code read_pairs(struct message_reader *reader, struct dtq_json_cursor *at, const char *key,
+                                size_t *start, size_t *count, struct dtq_error *err)
+{
+    const char *name;
+    enum dtq_code rc = DTQ_OK;
+    if (take_null(at))
+        return DTQ_OK;
+    if (!dtq_json_enter_object(at))
+        return not_a(key, "an object", err);
+    *start = reader->pair_count;
+    while (!rc && dtq_json_next_member(at, &name)) {
+        struct dtq_slice value = take_attribute_value(at);
+        if (value.data)
+            rc = add_pair(reader, name, value, err);
+    }
+    *count = reader->pair_count - *start;
+    return rc;
+}
+
+static enum dtq_code read_member(struct message_reader *reader, struct dtq_json_cursor *at, const char *key,
+                                 struct dtq_slice *digest, struct dtq_error *err)
+{
+    size_t index = reader->out->count - 1;
+    struct dtq_sqs_message *message = &reader->out->messages[index];
+    struct dtq_slice text = {NULL, 0};
+    enum dtq_code rc = DTQ_OK;
+    if (strcmp(key, "Body") == 0)
+        return take_text(at, key, &message->body, err);
+    if (strcmp(key, "MD5OfBody") == 0)
+        return take_text(at, key, digest, err);
+    if (strcmp(key, "Attributes") == 0)
+        return read_pairs(reader, at, key, &reader->system_start[index], &message->system_attribute_count, err);
+    if (strcmp(key, "MessageAttributes") == 0)
+        return read_pairs(reader, at, key, &reader->own_start[index], &message->attribute_count, err);
+    if (strcmp(key, "MessageId") == 0) {
+        rc = take_text(at, key, &text, err);
+        message->message_id = text.data;
+    }
+    else if (strcmp(key, "ReceiptHandle") == 0) {
+        rc = take_text(at, key, &text, err);
+        message->receipt_handle = text.data;
+    }
+    else {
+        dtq_json_skip(at);
+    }
+    return rc;
+}
+
+static enum dtq_code read_message(struct message_reader *reader, struct dtq_json_cursor *at, struct dtq_error *err)
+{
+    struct dtq_sqs_message *message = &reader->out->messages[reader->out->count++];
+    struct dtq_slice digest = {NULL, 0};
     char actual[DTQ_MD5_HEX_SIZE];
-    if (!dtq_json_is_object(item))
+    const char *key;
+    enum dtq_code rc = DTQ_OK;
+    if (!dtq_json_enter_object(at))
         return dtq_error_set(err, DTQ_RESPONSE, "a message of the answer is not an object");
-    enum dtq_code rc = dtq_json_get_string(item, "MessageId", &id, err);
-    if (!rc)
-        rc = dtq_json_get_string(item, "ReceiptHandle", &handle, err);
-    if (!rc)
-        rc = dtq_json_get_string(item, "Body", &message->body, err);
-    if (!rc)
-        rc = dtq_json_find_string(item, "MD5OfBody", &digest, err);
+    while (!rc && dtq_json_next_member(at, &key))
+        rc = read_member(reader, at, key, &digest, err);
     if (rc)
         return rc;
-    message->message_id = id.data;
-    message->receipt_handle = handle.data;
+    const char *missing = !message->message_id       ? "MessageId"
+                          : !message->receipt_handle ? "ReceiptHandle"
+                          : !message->body.data      ? "Body"
+                                                     : NULL;
+    if (missing)
+        return dtq_error_set(err, DTQ_RESPONSE, "\"%s\" is missing", missing);
     if (digest.data) {
         dtq_sqs_wire_digest(message->body, actual);
         message->damaged = actual[0] && strcasecmp(actual, digest.data) != 0;
@@ -343,51 +495,40 @@ static enum dtq_code read_message(const struct cJSON *item, struct dtq_sqs_messa
     return DTQ_OK;
 }
 
-/* All attributes of all messages share one array, so first they are counted. */
-static enum dtq_code read_attributes(const struct cJSON *messages, struct dtq_sqs_answer *out, struct dtq_error *err)
+static enum dtq_code read_messages(struct message_reader *reader, struct dtq_json_cursor *at, struct dtq_error *err)
 {
-    const struct cJSON *system[DTQ_SQS_BATCH_MAX] = {NULL}, *own[DTQ_SQS_BATCH_MAX] = {NULL};
-    size_t total = 0, index = 0;
-    for (const struct cJSON *item = dtq_json_first(messages); item; item = dtq_json_next(item), index++) {
-        enum dtq_code rc = dtq_json_find_object(item, "Attributes", &system[index], err);
-        if (!rc)
-            rc = dtq_json_find_object(item, "MessageAttributes", &own[index], err);
-        if (rc)
-            return rc;
-        total += dtq_json_count(system[index]) + dtq_json_count(own[index]);
-    }
-    if (!total)
+    enum dtq_code rc = DTQ_OK;
+    if (take_null(at))
         return DTQ_OK;
-    out->pairs = dtq_calloc(total, sizeof *out->pairs);
-    if (!out->pairs)
-        return dtq_error_no_memory(err);
-    struct dtq_pair *pairs = out->pairs;
-    for (size_t i = 0; i < out->count; i++) {
-        struct dtq_sqs_message *message = &out->messages[i];
-        message->system_attributes = pairs;
-        message->system_attribute_count = read_pairs(system[i], pairs);
-        pairs += message->system_attribute_count;
-        message->attributes = pairs;
-        message->attribute_count = read_pairs(own[i], pairs);
-        pairs += message->attribute_count;
+    if (!dtq_json_enter_array(at))
+        return not_a("Messages", "an array", err);
+    while (!rc && dtq_json_next_item(at)) {
+        rc = reader->out->count < DTQ_SQS_BATCH_MAX
+                 ? read_message(reader, at, err)
+                 : dtq_error_set(err, DTQ_RESPONSE, "the answer holds more than %d messages", DTQ_SQS_BATCH_MAX);
     }
-    return DTQ_OK;
+    return rc;
 }
 
 enum dtq_code dtq_sqs_wire_read_messages(struct dtq_slice body, struct dtq_sqs_answer *out, struct dtq_error *err)
 {
-    const struct cJSON *messages = NULL;
-    memset(out, 0, sizeof *out);
-    enum dtq_code rc = read_object(body, &out->tree, err);
-    if (!rc)
-        rc = dtq_json_find_array(out->tree, "Messages", &messages, err);
-    if (!rc && dtq_json_count(messages) > DTQ_SQS_BATCH_MAX)
-        rc = dtq_error_set(err, DTQ_RESPONSE, "the answer holds more than %d messages", DTQ_SQS_BATCH_MAX);
-    for (const struct cJSON *item = dtq_json_first(messages); !rc && item; item = dtq_json_next(item))
-        rc = read_message(item, &out->messages[out->count++], err);
-    if (!rc && messages)
-        rc = read_attributes(messages, out, err);
-    if (rc)
+    struct message_reader reader = {.out = out};
+    struct dtq_json_cursor at;
+    const char *key;
+    enum dtq_code rc = open_answer(body, out, &at, err);
+    while (!rc && dtq_json_next_member(&at, &key)) {
+        if (strcmp(key, "Messages") == 0 && out->count == 0)
+            rc = read_messages(&reader, &at, err);
+        else
+            dtq_json_skip(&at);
+    }
+    if (rc) {
         dtq_sqs_answer_clean_up(out);
-    return as_response(rc, err);
+        return rc;
+    }
+    for (size_t i = 0; out->pairs && i < out->count; i++) {
+        out->messages[i].system_attributes = out->pairs + reader.system_start[i];
+        out->messages[i].attributes = out->pairs + reader.own_start[i];
+    }
+    return DTQ_OK;
 }

@@ -23,8 +23,6 @@
 #include "dtq_slice.h"
 #include "dtq_sqs.h"
 
-struct cJSON;
-
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 enum dtq_code dtq_sqs_wire_send_batch(const char *queue_url, const struct dtq_sqs_entry *entries, size_t count,
@@ -33,6 +31,9 @@ enum dtq_code dtq_sqs_wire_receive(const char *queue_url, int max_messages, int 
                                    struct dtq_buf *out, struct dtq_error *err) DTQ_MUST_CHECK;
 enum dtq_code dtq_sqs_wire_delete_batch(const char *queue_url, const char *const *receipt_handles, size_t count,
                                         struct dtq_buf *out, struct dtq_error *err) DTQ_MUST_CHECK;
+/* out, a request of delete_batch with count entries, gets those of another of the same queue behind its own. */
+enum dtq_code dtq_sqs_wire_join(struct dtq_slice request, size_t count, struct dtq_buf *out,
+                                struct dtq_error *err) DTQ_MUST_CHECK;
 /* visibility_s: one for each receipt handle. */
 enum dtq_code dtq_sqs_wire_visibility_batch(const char *queue_url, const char *const *receipt_handles,
                                             const int *visibility_s, size_t count, struct dtq_buf *out,
@@ -45,7 +46,7 @@ struct dtq_sqs_answer {
     struct dtq_sqs_entry_result entries[DTQ_SQS_BATCH_MAX];
     struct dtq_sqs_message messages[DTQ_SQS_BATCH_MAX];
     /* own */
-    struct cJSON *tree;
+    char *text; /* a copy of the answer's, in which all strings are */
     struct dtq_pair *pairs;
 };
 

@@ -210,7 +210,7 @@ START_TEST(what_is_no_answer_is_refused)
         ck_assert_int_eq(dtq_sqs_wire_read_messages(dtq_slice_str(text), &answer, &err), DTQ_RESPONSE);
         ck_assert_int_eq(err.code, DTQ_RESPONSE);
     }
-    ck_assert_ptr_null(answer.tree);
+    ck_assert_ptr_null(answer.text);
 }
 END_TEST
 

@@ -32,7 +32,7 @@ static void read_batch(struct dtq_slice body, size_t count, int sent)
     enum dtq_code rc =
         dtq_sqs_wire_read_batch(body, count, sent ? (const char(*)[DTQ_MD5_HEX_SIZE])digests : NULL, &answer, &err);
     if (rc) {
-        require(rc == DTQ_RESPONSE && err.code == rc && !answer.tree);
+        require(rc == DTQ_RESPONSE && err.code == rc && !answer.text);
         return;
     }
     require(answer.count == count);
@@ -61,7 +61,7 @@ static void read_messages(struct dtq_slice body)
     struct dtq_error err;
     enum dtq_code rc = dtq_sqs_wire_read_messages(body, &answer, &err);
     if (rc) {
-        require(rc == DTQ_RESPONSE && err.code == rc && !answer.tree);
+        require(rc == DTQ_RESPONSE && err.code == rc && !answer.text);
         return;
     }
     require(answer.count <= DTQ_SQS_BATCH_MAX);
