@@ -17,8 +17,10 @@
  * One turn: take what was submitted, deliver cancels, end what is past its deadline, let libcurl work, hand out
  * finished transfers, ask the sources what to wait for, wait, let the sources look at their descriptors and timers.
  *
- * Completion: waiters are woken by a condition variable; watched operations go into the drain list, whose descriptor is
- * written only when the list stops being empty, so a batch of completions costs one wake-up.
+ * Completion: what a turn finishes is handed over at once, before the wait and after it: waiters are woken by a
+ * condition variable; watched operations go into the drain list, whose descriptor is written only when the list stops
+ * being empty.  So a batch of completions costs one lock and one wake-up.  Nor is the thread woken while it works: who
+ * submits writes to its descriptor only when it is asleep.
  *
  * Fork: a child has the memory but no I/O thread, and a lock may have been held by a thread that does not exist there.
  * So every function looks at the fork mark before it takes the lock.
@@ -60,7 +62,8 @@ struct dtq_loop {
     struct dtq_source *sources;
     unsigned source_count;
     unsigned waiters;
-    bool woken;   /* a wake-up is under way that the thread has not seen */
+    bool woken;   /* there is something that the thread has not seen: it does not go to sleep */
+    bool asleep;  /* it waits, or is about to: waking it takes curl_multi_wakeup */
     bool cancels; /* some operation has cancel_requested that was not delivered */
     bool closing;
     bool joining;
@@ -68,8 +71,9 @@ struct dtq_loop {
 
     /* I/O thread */
     struct op_list active;
-    struct dtq_op *cursor;     /* next of a walk over the active list; moved when that one is unlinked */
-    uint64_t next_deadline_ms; /* no active operation ends before this; UINT64_MAX: none */
+    struct dtq_op *finished, **finished_end; /* in this turn, not handed over yet */
+    struct dtq_op *cursor;                   /* next of a walk over the active list; moved when that one is unlinked */
+    uint64_t next_deadline_ms;               /* no active operation ends before this; UINT64_MAX: none */
     struct curl_waitfd waits[DTQ_LOOP_SOURCES_MAX * DTQ_LOOP_FDS_MAX];
 };
 
@@ -206,16 +210,38 @@ void dtq_loop_finish(struct dtq_loop *loop, struct dtq_op *op)
     }
     if (op->on_done)
         op->on_done(op);
+    op->finished_next = NULL;
+    *loop->finished_end = op;
+    loop->finished_end = &op->finished_next;
+}
+
+/* What is not watched keeps the loop's reference until the lock is open again: its end may be long work. */
+static void hand_over_finished(struct dtq_loop *loop)
+{
+    struct dtq_op *unwatched = NULL, *next;
+    if (!loop->finished)
+        return;
     pthread_mutex_lock(&loop->lock);
-    atomic_store_explicit(&op->done, true, memory_order_release);
-    bool list = op->watched;
-    if (list)
-        drain_append_locked(loop, op);
+    for (struct dtq_op *op = loop->finished; op; op = next) {
+        next = op->finished_next;
+        atomic_store_explicit(&op->done, true, memory_order_release);
+        if (op->watched) {
+            drain_append_locked(loop, op);
+        }
+        else {
+            op->finished_next = unwatched;
+            unwatched = op;
+        }
+    }
     if (loop->waiters)
         pthread_cond_broadcast(&loop->changed);
     pthread_mutex_unlock(&loop->lock);
-    if (!list)
-        dtq_op_release(loop, op);
+    loop->finished = NULL;
+    loop->finished_end = &loop->finished;
+    for (; unwatched; unwatched = next) {
+        next = unwatched->finished_next;
+        dtq_op_release(loop, unwatched);
+    }
 }
 
 void dtq_loop_publish(struct dtq_loop *loop, struct dtq_op *event)
@@ -304,6 +330,16 @@ static void run_transfers(struct dtq_loop *loop)
     }
 }
 
+/* False when something has come since the turn began. */
+static bool may_sleep(struct dtq_loop *loop)
+{
+    pthread_mutex_lock(&loop->lock);
+    loop->asleep = !loop->woken;
+    bool may = loop->asleep;
+    pthread_mutex_unlock(&loop->lock);
+    return may;
+}
+
 static void wait_and_dispatch(struct dtq_loop *loop, struct dtq_source *sources, uint64_t wake_ms)
 {
     unsigned counts[DTQ_LOOP_SOURCES_MAX] = {0};
@@ -318,6 +354,9 @@ static void wait_and_dispatch(struct dtq_loop *loop, struct dtq_source *sources,
         total += counts[index];
     }
     int timeout_ms = wake_ms <= now_ms ? 0 : wake_ms - now_ms < WAIT_MAX_MS ? (int)(wake_ms - now_ms) : WAIT_MAX_MS;
+    hand_over_finished(loop);
+    if (timeout_ms && !may_sleep(loop))
+        timeout_ms = 0;
     if (curl_multi_poll(loop->multi, loop->waits, total, timeout_ms, NULL) != CURLM_OK) {
         struct timespec pause = {0, FAILED_WAIT_PAUSE_MS * 1000000L};
         nanosleep(&pause, NULL);
@@ -373,13 +412,14 @@ static void *thread_main(void *argument)
     bool stopping = false;
     name_thread();
     for (;;) {
+        hand_over_finished(loop);
         pthread_mutex_lock(&loop->lock);
         struct dtq_op *submitted = list_take(&loop->submitted);
         struct dtq_source *sources = loop->sources; /* grows at its head only: this part of it stays as it is */
         bool cancels = loop->cancels;
         bool closing = loop->closing;
         uint64_t wake_ms = closing ? loop->close_at_ms : UINT64_MAX;
-        loop->woken = loop->cancels = false;
+        loop->woken = loop->asleep = loop->cancels = false;
         pthread_mutex_unlock(&loop->lock);
 
         begin_submitted(loop, submitted);
@@ -403,6 +443,7 @@ static void *thread_main(void *argument)
         wait_and_dispatch(loop, sources, wake_ms);
     }
     end_rest(loop);
+    hand_over_finished(loop);
     pthread_mutex_lock(&loop->lock);
     loop->state = THREAD_ENDED;
     pthread_cond_broadcast(&loop->changed);
@@ -453,6 +494,7 @@ enum dtq_code dtq_loop_new(struct dtq_loop **out, struct dtq_error *err)
     if (!loop)
         return dtq_error_no_memory(err);
     loop->next_deadline_ms = UINT64_MAX;
+    loop->finished_end = &loop->finished;
     pthread_mutex_init(&loop->lock, NULL);
     init_condition(&loop->changed);
     dtq_fork_mark_init(&loop->mark);
@@ -472,13 +514,12 @@ enum dtq_code dtq_loop_new(struct dtq_loop **out, struct dtq_error *err)
     return DTQ_OK;
 }
 
-/* Wake the thread unless somebody has done so since it last looked.  The thread runs. */
+/* Wake the thread unless it is awake, or somebody has done so since it last looked.  The thread runs. */
 static void wake_locked(struct dtq_loop *loop)
 {
-    if (loop->woken)
-        return;
+    if (loop->asleep && !loop->woken)
+        curl_multi_wakeup(loop->multi);
     loop->woken = true;
-    curl_multi_wakeup(loop->multi);
 }
 
 enum dtq_code dtq_loop_submit(struct dtq_loop *loop, struct dtq_op *op, struct dtq_error *err)

@@ -57,7 +57,7 @@ struct dtq_op {
     void (*on_done)(struct dtq_op *op);
     struct dtq_error error; /* error.code is DTQ_OK for success; valid once done */
     /* loop's own */
-    struct dtq_op *next, *prev;
+    struct dtq_op *next, *prev, *finished_next;
     atomic_int references;
     atomic_bool done, cancel_requested;
     bool active, watched, listed, cancel_delivered;
@@ -163,8 +163,8 @@ enum dtq_code dtq_loop_add(struct dtq_loop *loop, struct dtq_source *source, str
 /* I/O thread: the CURLM, to which a source adds easy handles. */
 CURLM *dtq_loop_multi(struct dtq_loop *loop);
 
-/* I/O thread: op is done; op->error tells how.  Wakes waiters, lists it when watched, drops the loop's reference: op
- * may be gone when this returns. */
+/* I/O thread: op is done; op->error tells how.  Before the thread waits again, waiters are woken, op is listed when it
+ * is watched, and the loop's reference is dropped: op may be gone when the source's callback returns. */
 void dtq_loop_finish(struct dtq_loop *loop, struct dtq_op *op);
 
 /* I/O thread: put an event (an operation of kind DTQ_OP_EVENT, whose reference is taken over) into the drain list. */
