@@ -11,7 +11,9 @@
  * service's answers when a request is refused for it. A receive is tried again only when its request cannot have been
  * served: it did not leave this process, or was refused.  Once it was served and the answer is lost, messages may be
  * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT) instead of hiding more.  Sends may arrive
- * twice; deletes and changes of visibility are idempotent. Cancel, deadline, shutdown: a receive that is on the wire
+ * twice; deletes and changes of visibility are idempotent. Joining: a delete of fewer than ten messages that finds one of
+ * its queue on the wire waits until that has left it, or ten are together, and travels with the others; each gets its
+ * own results.  Cancel, deadline, shutdown: a receive that is on the wire
  * ends at once for its caller, but the poll itself is let finish, and what it brings is handed back (visibility 0),
  * because an abandoned poll hides the next message.  Other requests are dropped by cancel and deadline, and finished by
  * stop(graceful).  stop(forced) drops connections.

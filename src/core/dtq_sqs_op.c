@@ -23,6 +23,8 @@ static void destroy(struct dtq_op *base)
     dtq_buf_clean_up(&op->request);
     dtq_sqs_answer_clean_up(&op->answer);
     dtq_free(op->json);
+    if (op->carrier)
+        dtq_op_release(op->client->source.loop, &op->carrier->op);
     dtq_free(op);
 }
 
@@ -189,6 +191,14 @@ struct dtq_sqs_op *dtq_sqs_hand_back(struct dtq_sqs *client, const char *queue_u
         handles[i] = messages->messages[i].receipt_handle;
     struct dtq_sqs_op *op =
         dtq_sqs_visibility_batch(client, queue_url, handles, visible_at_once, messages->count, 0, NULL);
+    if (op)
+        op->internal = true;
+    return op;
+}
+
+struct dtq_sqs_op *dtq_sqs_carrier(struct dtq_sqs *client, const char *queue_url)
+{
+    struct dtq_sqs_op *op = new_op(client, DTQ_SQS_DELETE, "DeleteMessageBatch", queue_url, 0, 0, NULL);
     if (op)
         op->internal = true;
     return op;

@@ -3,6 +3,7 @@
  *   dtq_sqs.c           the client: its options, credentials and statistics
  *   dtq_sqs_op.c        constructors and results of operations
  *   dtq_sqs_source.c    the I/O thread: who goes on the wire when, retries, cancel, stop
+ *   dtq_sqs_join.c      the I/O thread: deletes that travel in one request
  *   dtq_sqs_exchange.c  the I/O thread: one attempt: sign, send, judge the answer
  */
 #ifndef DTQ_SQS_PRIV_H
@@ -67,6 +68,9 @@ struct dtq_sqs_op {
     struct dtq_sqs_op *next;           /* of the queue or of the list of those that wait for their next attempt */
     struct dtq_sqs_exchange *exchange; /* on the wire */
     bool internal;                     /* the client's own: nobody but the client knows of it */
+    struct dtq_sqs_op *riders;         /* of a carrier, which is internal: whose entries it has, by next */
+    struct dtq_sqs_op *carrier;        /* of a rider; once it is done it keeps a reference, for the result's texts */
+    size_t first_entry;                /* of a rider in its carrier */
     bool clock_corrected, credentials_renewed;
     int attempts;
     uint64_t again_at_ms;
@@ -102,8 +106,9 @@ struct dtq_sqs {
     struct dtq_sigv4_key_cache key_cache;
     struct dtq_sqs_op_list polls, calls; /* wait for a free place on the wire */
     struct dtq_sqs_op *later;            /* wait for their next attempt */
+    struct dtq_sqs_op_list joining;      /* deletes that wait for one of their queue to leave the wire */
     struct dtq_sqs_exchange *busy, *idle;
-    unsigned polls_on_wire, calls_on_wire;
+    unsigned polls_on_wire, calls_on_wire, deletes_on_wire; /* deletes are calls */
 };
 
 /* ---- dtq_sqs.c ------------------------------------------------------------------------------------------------------
@@ -126,6 +131,28 @@ void dtq_sqs_destroy_source(struct dtq_source *source, bool forked);
  */
 struct dtq_sqs_op *dtq_sqs_hand_back(struct dtq_sqs *client, const char *queue_url,
                                      const struct dtq_sqs_answer *messages);
+
+/* An empty DeleteMessageBatch of the client's own, with one reference; NULL when memory is short. */
+struct dtq_sqs_op *dtq_sqs_carrier(struct dtq_sqs *client, const char *queue_url);
+
+/* ---- dtq_sqs_join.c -------------------------------------------------------------------------------------------------
+ */
+
+/* True when op is a delete that now waits for another one of its queue to leave the wire. */
+bool dtq_sqs_join(struct dtq_sqs *client, struct dtq_sqs_op *op);
+/* A delete of this queue has left the wire: those that waited for it go to the calls. */
+void dtq_sqs_depart(struct dtq_sqs *client, const char *queue_url);
+/* The next one that waits, taken out; NULL when there is none. */
+struct dtq_sqs_op *dtq_sqs_pop_joining(struct dtq_sqs *client);
+/* The outcome of a carrier, to those that it still carries, each of which is given to finish. */
+void dtq_sqs_set_down(struct dtq_sqs *client, struct dtq_sqs_op *carrier,
+                      void (*finish)(struct dtq_sqs *client, struct dtq_sqs_op *op));
+/* op ends early: it leaves its carrier or the wait.  *left: the carrier, when nobody else rides it, else NULL.  False
+ * when it is in neither. */
+bool dtq_sqs_leave(struct dtq_sqs *client, struct dtq_sqs_op *op, struct dtq_sqs_op **left);
+
+void dtq_sqs_list_append(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op);
+bool dtq_sqs_list_remove(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op);
 
 /* ---- dtq_sqs_source.c -----------------------------------------------------------------------------------------------
  */

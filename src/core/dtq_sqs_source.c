@@ -2,8 +2,8 @@
  * The SQS client on the I/O thread (dtq_sqs_priv.h): which operation goes on the wire when.
  *
  * Receives and all other requests have places of their own on the wire, so that a send never waits behind long polls.
- * An operation is in one of three states: it waits for a place (polls, calls), it is on the wire (busy), or it waits
- * for its next attempt (later).
+ * An operation is in one of four states: it waits for a place (polls, calls), it is on the wire (busy), it waits for
+ * its next attempt (later), or it is a delete that waits for company or is carried (dtq_sqs_join.c).
  */
 #include "dtq_sqs_priv.h"
 
@@ -19,7 +19,7 @@
 
 /* ---- lists ------------------------------------------------------------------------------------------------------- */
 
-static void list_append(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op)
+void dtq_sqs_list_append(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op)
 {
     op->next = NULL;
     if (list->tail)
@@ -57,7 +57,7 @@ static bool chain_remove(struct dtq_sqs_op **link, struct dtq_sqs_op *op, struct
     return found;
 }
 
-static bool list_remove(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op)
+bool dtq_sqs_list_remove(struct dtq_sqs_op_list *list, struct dtq_sqs_op *op)
 {
     return chain_remove(&list->head, op, &list->tail);
 }
@@ -72,6 +72,11 @@ static struct dtq_sqs_op_list *list_of(struct dtq_sqs *client, const struct dtq_
 /* op->op.error says how. */
 static void finish(struct dtq_sqs *client, struct dtq_sqs_op *op)
 {
+    if (op->riders) {
+        dtq_sqs_set_down(client, op, finish);
+        dtq_op_release(client->source.loop, &op->op);
+        return;
+    }
     if (op->op.error.code)
         atomic_fetch_add_explicit(&client->failed, 1, memory_order_relaxed);
     if (op->internal)
@@ -96,6 +101,8 @@ static void begin(struct dtq_sqs *client, struct dtq_sqs_op *op)
             client->polls_on_wire++;
         else
             client->calls_on_wire++;
+        if (op->action == DTQ_SQS_DELETE)
+            client->deletes_on_wire++;
         return;
     }
     dtq_sqs_add_context(client, op, &op->op.error);
@@ -154,7 +161,7 @@ static void hand_back(struct dtq_sqs *client, const struct dtq_sqs_op *op, const
 {
     struct dtq_sqs_op *change = answer->count ? dtq_sqs_hand_back(client, op->queue_url, answer) : NULL;
     if (change)
-        list_append(&client->calls, change);
+        dtq_sqs_list_append(&client->calls, change);
 }
 
 static void end_detached(struct dtq_sqs *client, struct dtq_sqs_exchange *exchange, CURLcode result)
@@ -181,7 +188,7 @@ static void end_attempt(struct dtq_sqs *client, struct dtq_sqs_exchange *exchang
     }
     if (can_correct(client, exchange, &verdict)) {
         atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);
-        list_append(list_of(client, op), op);
+        dtq_sqs_list_append(list_of(client, op), op);
         return;
     }
     if (verdict.expired_token && client->owner_renews) {
@@ -201,6 +208,10 @@ static void leave_wire(struct dtq_sqs *client, const struct dtq_sqs_op *op)
         client->polls_on_wire--;
     else
         client->calls_on_wire--;
+    if (op->action == DTQ_SQS_DELETE) {
+        client->deletes_on_wire--;
+        dtq_sqs_depart(client, op->queue_url);
+    }
 }
 
 static void sqs_transfer_done(struct dtq_source *source, CURL *easy, CURLcode result)
@@ -224,7 +235,8 @@ static void sqs_submit(struct dtq_source *source, struct dtq_op *base)
 {
     struct dtq_sqs *client = (struct dtq_sqs *)source;
     struct dtq_sqs_op *op = (struct dtq_sqs_op *)base;
-    list_append(list_of(client, op), op);
+    if (!dtq_sqs_join(client, op))
+        dtq_sqs_list_append(list_of(client, op), op);
     begin_waiting(client);
 }
 
@@ -242,9 +254,24 @@ static void drop(struct dtq_sqs *client, struct dtq_sqs_exchange *exchange)
     dtq_sqs_exchange_end(client, exchange);
 }
 
+/* Nobody waits for this carrier any more. */
+static void abandon(struct dtq_sqs *client, struct dtq_sqs_op *carrier)
+{
+    struct dtq_sqs_op *last;
+    if (carrier->exchange)
+        drop(client, carrier->exchange);
+    else if (!dtq_sqs_list_remove(&client->calls, carrier))
+        chain_remove(&client->later, carrier, &last);
+    dtq_op_release(client->source.loop, &carrier->op);
+}
+
 static void explain_early_end(struct dtq_sqs *client, struct dtq_sqs_op *op)
 {
     struct dtq_error *err = &op->op.error;
+    if (op->carrier) {
+        op->attempts = op->carrier->attempts;
+        op->last = op->carrier->last;
+    }
     if (err->code == DTQ_TIMEOUT && op->last.code)
         dtq_error_set(err, DTQ_TIMEOUT, "the deadline passed after %d attempts, the last one: %.200s", op->attempts,
                       op->last.message);
@@ -256,15 +283,20 @@ static void explain_early_end(struct dtq_sqs *client, struct dtq_sqs_op *op)
 static void sqs_cancel(struct dtq_source *source, struct dtq_op *base)
 {
     struct dtq_sqs *client = (struct dtq_sqs *)source;
-    struct dtq_sqs_op *op = (struct dtq_sqs_op *)base, *last;
+    struct dtq_sqs_op *op = (struct dtq_sqs_op *)base, *last, *left;
     explain_early_end(client, op);
-    if (op->exchange && op->action == DTQ_SQS_RECEIVE)
+    if (dtq_sqs_leave(client, op, &left)) {
+        if (left)
+            abandon(client, left);
+    }
+    else if (op->exchange && op->action == DTQ_SQS_RECEIVE)
         detach(op->exchange);
     else if (op->exchange)
         drop(client, op->exchange);
-    else if (!list_remove(list_of(client, op), op))
+    else if (!dtq_sqs_list_remove(list_of(client, op), op))
         chain_remove(&client->later, op, &last);
     finish(client, op);
+    begin_waiting(client); /* a place may have become free */
 }
 
 static unsigned sqs_prepare(struct dtq_source *source, uint64_t now_ms, struct curl_waitfd *fds, unsigned room,
@@ -294,7 +326,7 @@ static void sqs_dispatch(struct dtq_source *source, uint64_t now_ms, const struc
         }
         *link = op->next;
         atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);
-        list_append(list_of(client, op), op);
+        dtq_sqs_list_append(list_of(client, op), op);
     }
     begin_waiting(client);
 }
@@ -329,7 +361,7 @@ static void stop_now(struct dtq_sqs *client)
         if (op)
             finish_closed(client, op);
     }
-    while ((op = list_pop(&client->polls)) || (op = list_pop(&client->calls)))
+    while ((op = list_pop(&client->polls)) || (op = list_pop(&client->calls)) || (op = dtq_sqs_pop_joining(client)))
         finish_closed(client, op);
     while ((op = client->later)) {
         client->later = op->next;
@@ -348,7 +380,7 @@ static void sqs_stop(struct dtq_source *source, bool graceful)
 static bool sqs_is_idle(struct dtq_source *source)
 {
     struct dtq_sqs *client = (struct dtq_sqs *)source;
-    return !client->busy && !client->polls.head && !client->calls.head && !client->later;
+    return !client->busy && !client->polls.head && !client->calls.head && !client->joining.head && !client->later;
 }
 
 const struct dtq_source_class dtq_sqs_source_class = {

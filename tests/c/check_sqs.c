@@ -739,6 +739,289 @@ START_TEST(an_operation_between_attempts_can_be_cancelled)
 }
 END_TEST
 
+/* ---- deletes that travel together -------------------------------------------------------------------------------- */
+
+#define DONE_TEN                                                                                                       \
+    "{\"Successful\":[{\"Id\":\"0\"},{\"Id\":\"1\"},{\"Id\":\"2\"},{\"Id\":\"3\"},{\"Id\":\"4\"},{\"Id\":\"5\"},"      \
+    "{\"Id\":\"6\"},{\"Id\":\"7\"},{\"Id\":\"8\"},{\"Id\":\"9\"}]}"
+
+static struct dtq_sqs_op *delete_from(const char *url, const char *handle)
+{
+    return submit(dtq_sqs_delete_batch(client, url, &handle, 1, 0, &err));
+}
+
+/* What was submitted before is where it waits when this returns. */
+static void settle(void)
+{
+    struct dtq_sqs_op *op = send_text("x");
+    wait_ok(op);
+    release(op);
+}
+
+/* The request's entries are deletes of these receipt handles, in this order. */
+static void assert_deletes(size_t index, const char *const *handles, size_t count)
+{
+    const char *at = stub_server_request(server, index);
+    assert_contains(at, "X-Amz-Target: AmazonSQS.DeleteMessageBatch\r\n");
+    at = strstr(at, "\"Entries\":[");
+    ck_assert_ptr_nonnull(at);
+    char wanted[1024] = "\"Entries\":[", entry[128];
+    for (size_t i = 0; i < count; i++) {
+        snprintf(entry, sizeof entry, "%s{\"Id\":\"%zu\",\"ReceiptHandle\":\"%s\"}", i ? "," : "", i, handles[i]);
+        strcat(wanted, entry);
+    }
+    strcat(wanted, "]}");
+    ck_assert_str_eq(at, wanted);
+}
+
+START_TEST(deletes_that_meet_travel_together)
+{
+    static const struct stub_answer script[] = {
+        {.body = DONE_ONE, .hold = true},
+        {.body = SENT_ONE},
+        {.body =
+             "{\"Successful\":[{\"Id\":\"2\"},{\"Id\":\"0\"}],"
+             "\"Failed\":[{\"Id\":\"1\",\"Code\":\"ReceiptHandleIsInvalid\",\"Message\":\"no\",\"SenderFault\":true}]}"},
+    };
+    const char *two[] = {"c{\"Id\":\"", "d"};
+    start_with(script, COUNT(script));
+    struct dtq_sqs_op *first = delete_from(queue_url, "a");
+    stub_server_wait_for(server, 1);
+    struct dtq_sqs_op *second = delete_from(queue_url, "b");
+    struct dtq_sqs_op *third = submit(dtq_sqs_delete_batch(client, queue_url, two, 2, 0, &err));
+    settle();
+    ck_assert(!dtq_op_is_done(loop, (struct dtq_op *)second));
+    stub_server_let_go(server);
+    wait_ok(first);
+    wait_ok(second);
+    wait_ok(third);
+    ck_assert_uint_eq(stub_server_requests(server), 3);
+    static const char *const handles[] = {"b", "c{\\\"Id\\\":\\\"", "d"};
+    assert_deletes(2, handles, 3);
+    ck_assert_uint_eq(dtq_sqs_op_count(second), 1);
+    ck_assert(dtq_sqs_op_entry(second, 0)->ok);
+    release(first);
+    release(second);
+    ck_assert_uint_eq(dtq_sqs_op_count(third), 2); /* whose texts outlive its fellow */
+    ck_assert_str_eq(dtq_sqs_op_entry(third, 0)->code, "ReceiptHandleIsInvalid");
+    ck_assert_str_eq(dtq_sqs_op_entry(third, 0)->message, "no");
+    ck_assert(dtq_sqs_op_entry(third, 0)->sender_fault);
+    ck_assert(dtq_sqs_op_entry(third, 1)->ok);
+    release(third);
+    ck_assert_uint_eq(stats().requests, 3);
+    ck_assert_uint_eq(stats().failed, 0);
+}
+END_TEST
+
+START_TEST(ten_deletes_wait_for_nobody)
+{
+    static const struct stub_answer script[] = {{.body = DONE_ONE, .hold = true}, {.body = DONE_TEN}};
+    static const char *const handles[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
+    struct dtq_sqs_op *ops[10];
+    start_with(script, COUNT(script));
+    struct dtq_sqs_op *first = delete_from(queue_url, "a");
+    stub_server_wait_for(server, 1);
+    for (int i = 0; i < 10; i++)
+        ops[i] = delete_from(queue_url, handles[i]);
+    for (int i = 0; i < 10; i++) {
+        wait_ok(ops[i]);
+        ck_assert(dtq_sqs_op_entry(ops[i], 0)->ok);
+        release(ops[i]);
+    }
+    assert_deletes(1, handles, 10);
+    ck_assert(!dtq_op_is_done(loop, (struct dtq_op *)first));
+    struct dtq_sqs_op *whole = submit(dtq_sqs_delete_batch(client, queue_url, handles, 10, 0, &err));
+    wait_ok(whole);
+    release(whole);
+    stub_server_let_go(server);
+    wait_ok(first);
+    release(first);
+}
+END_TEST
+
+START_TEST(deletes_wait_for_their_own_queue_only)
+{
+    static const struct stub_answer script[] = {{.body = DONE_ONE, .hold = true}, {.body = DONE_ONE}};
+    char other_url[sizeof queue_url + 2];
+    start_with(script, COUNT(script));
+    snprintf(other_url, sizeof other_url, "%s-2", queue_url);
+    struct dtq_sqs_op *first = delete_from(queue_url, "a");
+    stub_server_wait_for(server, 1);
+    struct dtq_sqs_op *waiting = delete_from(queue_url, "b");
+    struct dtq_sqs_op *other = delete_from(other_url, "c");
+    wait_ok(other);
+    ck_assert(!dtq_op_is_done(loop, (struct dtq_op *)waiting));
+    stub_server_let_go(server);
+    wait_ok(waiting);
+    wait_ok(first);
+    release(first);
+    release(waiting);
+    release(other);
+}
+END_TEST
+
+/* The first one's end makes the others depart, whatever end that is. */
+static struct dtq_sqs_op *start_riders(const struct stub_answer *script, size_t count, struct dtq_sqs_op **riders)
+{
+    start_with(script, count);
+    struct dtq_sqs_op *first = delete_from(queue_url, "a");
+    stub_server_wait_for(server, 1);
+    riders[0] = delete_from(queue_url, "b");
+    riders[1] = delete_from(queue_url, "c");
+    settle();
+    return first;
+}
+
+START_TEST(a_delete_can_leave_the_others)
+{
+    static const struct stub_answer script[] = {
+        {.hold = true}, {.body = SENT_ONE}, {.body = DONE_TEN, .hold = true}, {.hold = true}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    struct dtq_sqs_op *waiting = delete_from(queue_url, "d");
+    dtq_loop_cancel(loop, (struct dtq_op *)waiting);
+    ck_assert_int_eq(wait_for(waiting)->code, DTQ_CANCELLED);
+    dtq_loop_cancel(loop, (struct dtq_op *)first);
+    ck_assert_int_eq(wait_for(first)->code, DTQ_CANCELLED);
+    stub_server_wait_for(server, 3);
+    static const char *const handles[] = {"b", "c"};
+    assert_deletes(2, handles, 2);
+    dtq_loop_cancel(loop, (struct dtq_op *)riders[0]);
+    ck_assert_int_eq(wait_for(riders[0])->code, DTQ_CANCELLED);
+    ck_assert_uint_eq(dtq_sqs_op_count(riders[0]), 0);
+    struct dtq_sqs_op *overdue = submit(dtq_sqs_delete_batch(client, queue_url, handles, 1, 20, &err));
+    ck_assert_int_eq(wait_for(overdue)->code, DTQ_TIMEOUT);
+    stub_server_let_go(server);
+    wait_ok(riders[1]);
+    ck_assert(dtq_sqs_op_entry(riders[1], 0)->ok);
+    release(first);
+    release(waiting);
+    release(overdue);
+    release(riders[0]);
+    release(riders[1]);
+}
+END_TEST
+
+START_TEST(a_request_that_nobody_waits_for_is_dropped)
+{
+    static const struct stub_answer script[] = {{.hold = true}, {.body = SENT_ONE}, {.hold = true}, {.body = DONE_ONE}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    dtq_loop_cancel(loop, (struct dtq_op *)first);
+    stub_server_wait_for(server, 3);
+    struct dtq_sqs_op *next = delete_from(queue_url, "d");
+    dtq_loop_cancel(loop, (struct dtq_op *)riders[0]);
+    dtq_loop_cancel(loop, (struct dtq_op *)riders[1]);
+    wait_ok(next); /* nothing is on the wire any more that it would have to wait for */
+    ck_assert_int_eq(wait_for(riders[0])->code, DTQ_CANCELLED);
+    ck_assert_int_eq(wait_for(riders[1])->code, DTQ_CANCELLED);
+    release(first);
+    release(next);
+    release(riders[0]);
+    release(riders[1]);
+}
+END_TEST
+
+START_TEST(deletes_are_tried_again_together)
+{
+    static const struct stub_answer script[] = {
+        {.body = DONE_ONE, .hold = true}, {.body = SENT_ONE}, {.status = 503}, {.body = DONE_TEN}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    stub_server_let_go(server);
+    wait_ok(riders[0]);
+    wait_ok(riders[1]);
+    ck_assert_uint_eq(stub_server_requests(server), 4);
+    ck_assert_uint_eq(stats().retries, 1);
+    release(first);
+    release(riders[0]);
+    release(riders[1]);
+}
+END_TEST
+
+START_TEST(a_refusal_is_told_to_each)
+{
+    static const struct stub_answer script[] = {
+        {.body = DONE_ONE, .hold = true}, {.body = SENT_ONE}, {.status = 400, .body = REFUSED("QueueDoesNotExist")}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    stub_server_let_go(server);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(wait_for(riders[i])->code, DTQ_QUEUE_MISSING);
+        assert_contains(wait_for(riders[i])->message, "DeleteMessageBatch of ");
+        ck_assert_uint_eq(dtq_sqs_op_count(riders[i]), 0);
+        release(riders[i]);
+    }
+    ck_assert_uint_eq(stats().failed, 2);
+    release(first);
+}
+END_TEST
+
+START_TEST(a_stop_finds_every_delete)
+{
+    static const struct stub_answer script[] = {{.hold = true}, {.body = SENT_ONE}, {.hold = true}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    if (_i) { /* on the wire, and one that waits for them */
+        dtq_loop_cancel(loop, (struct dtq_op *)first);
+        stub_server_wait_for(server, 3);
+    }
+    struct dtq_sqs_op *waiting = delete_from(queue_url, "d");
+    dtq_loop_close(loop, 0);
+    ck_assert_int_eq(wait_for(first)->code, _i ? DTQ_CANCELLED : DTQ_CLOSED);
+    ck_assert_int_eq(wait_for(riders[0])->code, DTQ_CLOSED);
+    ck_assert_int_eq(wait_for(riders[1])->code, DTQ_CLOSED);
+    ck_assert_int_eq(wait_for(waiting)->code, DTQ_CLOSED);
+    release(first);
+    release(waiting);
+    release(riders[0]);
+    release(riders[1]);
+}
+END_TEST
+
+START_TEST(a_graceful_stop_lets_them_travel)
+{
+    static const struct stub_answer script[] = {
+        {.body = DONE_ONE, .hold = true}, {.body = SENT_ONE}, {.body = DONE_TEN}};
+    pthread_t closer;
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    ck_assert_int_eq(pthread_create(&closer, NULL, close_patiently, loop), 0);
+    stub_server_let_go(server);
+    pthread_join(closer, NULL);
+    wait_ok(first);
+    wait_ok(riders[0]);
+    wait_ok(riders[1]);
+    release(first);
+    release(riders[0]);
+    release(riders[1]);
+}
+END_TEST
+
+#ifdef DTQ_ALLOC_FAILABLE
+#define RIDERS_ALLOCATIONS 16 /* more than their journey takes */
+
+/* Without memory for what would carry them, each goes alone; without memory for that, each is told. */
+START_TEST(riders_survive_failing_allocations)
+{
+    static const struct stub_answer script[] = {
+        {.body = DONE_ONE, .hold = true}, {.body = SENT_ONE}, {.body = DONE_TEN}};
+    struct dtq_sqs_op *riders[2];
+    struct dtq_sqs_op *first = start_riders(script, COUNT(script), riders);
+    dtq_alloc_fail_at((unsigned long)_i + 1);
+    stub_server_let_go(server);
+    for (int i = 0; i < 2; i++) {
+        enum dtq_code code = wait_for(riders[i])->code;
+        ck_assert(code == DTQ_NO_MEMORY || (code == DTQ_OK && dtq_sqs_op_entry(riders[i], 0)->ok));
+        release(riders[i]);
+    }
+    wait_for(first);
+    dtq_alloc_fail_at(0);
+    release(first);
+}
+END_TEST
+#endif
+
 /* ---- ways to the service ----------------------------------------------------------------------------------------- */
 
 START_TEST(a_proxy_is_used)
@@ -1193,6 +1476,19 @@ Suite *sqs_suite(void)
     tcase_add_test(stop, sends_do_not_wait_behind_polls);
     tcase_add_test(stop, waiting_operations_can_be_cancelled);
     tcase_add_test(stop, an_operation_between_attempts_can_be_cancelled);
+    TCase *together = new_case(suite, "together");
+    tcase_add_test(together, deletes_that_meet_travel_together);
+    tcase_add_test(together, ten_deletes_wait_for_nobody);
+    tcase_add_test(together, deletes_wait_for_their_own_queue_only);
+    tcase_add_test(together, a_delete_can_leave_the_others);
+    tcase_add_test(together, a_request_that_nobody_waits_for_is_dropped);
+    tcase_add_test(together, deletes_are_tried_again_together);
+    tcase_add_test(together, a_refusal_is_told_to_each);
+    tcase_add_loop_test(together, a_stop_finds_every_delete, 0, 2);
+    tcase_add_test(together, a_graceful_stop_lets_them_travel);
+#ifdef DTQ_ALLOC_FAILABLE
+    tcase_add_loop_test(together, riders_survive_failing_allocations, 0, RIDERS_ALLOCATIONS);
+#endif
     TCase *ways = new_case(suite, "ways to the service");
     tcase_add_test(ways, a_proxy_is_used);
     tcase_add_test(ways, the_environment_names_a_proxy);
