@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -31,10 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import columns, machine, write_json
+from common import CORE, columns, compile_c, interpreter_with, machine, write_json
 
 HERE = Path(__file__).resolve().parent
-CORE = HERE.parent / "src" / "core"
 ACTIONS = ("send", "receive", "delete")
 C_CLIENTS = {"ours, C": "core", "floor": "floor", "floor, digests": "digests"}
 PYTHON_CLIENTS = {
@@ -99,23 +97,6 @@ class Driver:
 # ---- what is run ----------------------------------------------------------------------------------------------------
 
 
-def compile_c(folder: Path) -> tuple[Path, Path]:
-    """The stub server and the C clients."""
-    packages = ("libcurl", "openssl", "libpq", "libcjson")
-
-    def words(option: str) -> list[str]:
-        return shlex.split(subprocess.check_output(["pkg-config", option, *packages], text=True))
-
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", f"-I{CORE}", *words("--cflags")]
-    libraries = [*words("--libs"), "-lpthread", "-lm"]
-    stub, clients = folder / "stub_canned", folder / "sqs_client"
-    subprocess.run([*compiler, *flags, "-o", stub, HERE / "stub_canned.c", *libraries], check=True)
-    sources = [HERE / "sqs_client.c", *sorted(CORE.glob("*.c"))]
-    subprocess.run([*compiler, *flags, "-o", clients, *sources, *libraries], check=True)
-    return stub, clients
-
-
 @contextmanager
 def stub_server(program: Path, body: Path) -> Iterator[str]:
     """Its endpoint."""
@@ -133,24 +114,12 @@ def body_text(size: int) -> str:
     return text[: size - 2] + '"}'
 
 
-def python_of(client: str, options: argparse.Namespace) -> str | None:
-    """An interpreter that has the client, this one first."""
-    for python in (sys.executable, options.peers_python):
-        if (
-            python
-            and not subprocess.run(
-                [python, "-c", f"import {PYTHON_CLIENTS[client]}"], stderr=subprocess.DEVNULL, check=False
-            ).returncode
-        ):
-            return str(python)
-    return None
-
-
 @contextmanager
 def drivers(options: argparse.Namespace) -> Iterator[list[Driver]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dagster-taskiq-bench-")))
-        stub, clients = compile_c(folder)
+        stub = compile_c(folder / "stub_canned", [HERE / "stub_canned.c"])
+        clients = compile_c(folder / "sqs_client", [HERE / "sqs_client.c", *sorted(CORE.glob("*.c"))])
         body = folder / "body"
         body.write_text(body_text(options.bytes))
         endpoint = stack.enter_context(stub_server(stub, body))
@@ -159,7 +128,7 @@ def drivers(options: argparse.Namespace) -> Iterator[list[Driver]]:
         for client in options.clients:
             if client in C_CLIENTS:
                 started.append(Driver(client, [clients, C_CLIENTS[client], *place]))
-            elif python := python_of(client, options):
+            elif python := interpreter_with(PYTHON_CLIENTS[client], options.peers_python):
                 started.append(Driver(client, [python, HERE / "sqs_peers.py", client, *place]))
             else:
                 package = PYTHON_CLIENTS[client].replace("_", "-")
