@@ -278,6 +278,17 @@ def die_with_parent(expected_parent: int, /) -> None:
 def outlive_parent() -> None:
     """Take :func:`die_with_parent` back.  ``UnsupportedError`` where there is no such call."""
 
+def own_pages() -> bytes:
+    """The pages of private, writable memory that this process shares with no other one, as a list for the next two
+    (opaque).  ``UnsupportedError`` where the kernel does not tell (Linux does, in /proc/self/pagemap)."""
+
+def present_pages(pages: bytes, /) -> bytes:
+    """Those of ``pages`` that this process has in memory."""
+
+def populate_pages(pages: bytes, /) -> int:
+    """Give this process copies of its own (MADV_POPULATE_WRITE, Linux 5.14).  Returns how many ranges of ``pages`` the
+    kernel has refused."""
+
 def encode_step_task(task: Mapping[str, Any], *, task_id: str, signing_key: bytes | str | None = None) -> bytes:
     """The TaskIQ message of a step task.
 

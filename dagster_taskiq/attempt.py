@@ -25,7 +25,8 @@ from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, 
 from dagster_taskiq.logs import fields
 from dagster_taskiq.memory import OomKills, oom_kills
 from dagster_taskiq.payload import EXECUTE_STEP, INSTANCE_REF, JOB_ORIGIN, StepTask, command_args, part_text
-from dagster_taskiq.processes import Exit, StepProcess, WarmParents
+from dagster_taskiq.processes import WarmParentHandle, WarmParents
+from dagster_taskiq.step_handle import Exit, StepProcess
 from dagster_taskiq.store import IdempotencyStore, step_application_name
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Host(Protocol):
     beat: _core.Beat
     cancel_grace: float
 
+    def has_room(self) -> bool: ...
     async def parts(self, digests: Sequence[str]) -> Mapping[str, str]: ...
     async def delete(self, delivery: Delivery) -> None: ...
     async def hide(self, delivery: Delivery, seconds: float) -> None: ...
@@ -103,6 +105,7 @@ class Attempt:
         self._task = task
         self._claimed_ns = claimed_ns
         self._slot = slot
+        self._parent: WarmParentHandle | None = None
         self._step: StepProcess | None = None
         self._running = False
         self._dead = False
@@ -158,6 +161,11 @@ class Attempt:
     @property
     def started(self) -> bool:
         return self._running
+
+    @property
+    def over(self) -> bool:
+        """Its step process is dead."""
+        return self._dead
 
     def hand_back(self) -> None:
         """The worker drains: give it back unless it has started."""
@@ -254,12 +262,15 @@ class Attempt:
         while True:
             parent = await self._unless_interrupted(get)
             try:
-                return await self._unless_interrupted(partial(parent.start_step, self.generation))
+                step = await self._unless_interrupted(parent.take_step)
             except WarmParentError:
                 # It went away meanwhile, killed or let go for another: that is not this step's fault.
                 tries += 1
                 if parent.alive or tries == STEP_TRIES:
                     raise
+            else:
+                self._parent = parent
+                return step
 
     async def _start(self, step: StepProcess) -> bool:
         """Set started_at, which is also the last check that the claim is ours."""
@@ -280,6 +291,7 @@ class Attempt:
             # It may have died meanwhile: then its exit says how.
             with contextlib.suppress(OSError):
                 await step.go(self._go())
+            self._keep_spare()
         limit = self._task.time_limit
         # The step process raises an exception in the op at its limit; what does not heed it is killed.
         timer = limit and asyncio.get_running_loop().call_later(limit + self._host.cancel_grace, self._time_over)
@@ -287,11 +299,17 @@ class Attempt:
         if timer:
             timer.cancel()
         self._dead = True
+        self._keep_spare()
         if self._progress:
             self._progress.cancel()
         for text in step.warnings:
             self._host.parents.warn_once(text)
         return how
+
+    def _keep_spare(self) -> None:
+        """For the next step, where there is a slot for one."""
+        if self._parent is not None and self._host.has_room():
+            self._parent.keep_spare()
 
     def _on_event(self, text: str) -> None:
         """Tell the run, which looks into Dagster's log then: of outputs that come close together, once."""

@@ -22,7 +22,18 @@ COMPUTE_LOGS: Final = "compute-logs"
 REHEARSAL: Final = "rehearsal"
 """The warm parent goes through a step before it forks the first one (:mod:`dagster_taskiq.rehearsal`)."""
 
-LEVERS: Final = frozenset({WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, REHEARSAL})
+SPARES: Final = "spares"
+"""A step process is made ahead of need, where a slot is free (:mod:`dagster_taskiq.processes`)."""
+
+PREFAULT: Final = "prefault"
+"""A step process copies the memory that steps write to before it has a step (:mod:`dagster_taskiq.prefault`)."""
+
+LENT_CONNECTIONS: Final = "lent-connections"
+"""Connections to PostgreSQL are handed on from step to step (:mod:`dagster_taskiq.lent_connections`)."""
+
+LEVERS: Final = frozenset(
+    {WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, REHEARSAL, SPARES, PREFAULT, LENT_CONNECTIONS}
+)
 
 
 def all_but(without: Iterable[str]) -> frozenset[str]:

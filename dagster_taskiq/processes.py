@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dagster_taskiq import _core
 from dagster_taskiq.code_files import CodeFiles, changed_file
 from dagster_taskiq.errors import WarmParentError
-from dagster_taskiq.frames import READ_BYTES, FrameDecoder, FrameError, encode
+from dagster_taskiq.frames import READ_BYTES, FrameDecoder, encode
 from dagster_taskiq.kept_parents import AdoptedProcess, Keeper, Kept, Key
 from dagster_taskiq.levers import LEVERS
 from dagster_taskiq.logs import fields
+from dagster_taskiq.step_handle import Exit, StepProcess
 from dagster_taskiq.warm_parent import process_start
 
 logger = logging.getLogger(__name__)
@@ -44,204 +44,10 @@ ADOPT_TIMEOUT = 10.0
 EXIT_TIMEOUT = 10.0
 """Seconds for a warm parent to tell of a step process that is dead."""
 
-EVENTS_BYTES_MAX = 1024 * 1024
-"""Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's
-log.
+SPARE_SECONDS = 10.0
+"""How long a spare step process is kept unused.  Steps of a run come closer together than that; a worker without work
+has none.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a step process ended: by ``exit_code`` or by ``signal``; both None when its warm parent died before it could
-    tell, or (``unseen``) did not tell.
-    """
-
-    exit_code: int | None
-    signal: int | None
-    max_rss_kib: int | None = None
-    cpu_seconds: float | None = None
-    unseen: bool = False
-
-
-class StepProcess:
-    """One step process, from its fork to its death."""
-
-    def __init__(self, parent: WarmParentHandle, id_: int, channel: socket.socket) -> None:
-        self.id = id_
-        self.pid = 0
-        self.pid_start = ""
-        self.warnings: list[str] = []
-        self.raised: str | None = None
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._parent = parent
-        self._channel = channel
-        self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.on_event: Callable[[str], None] | None = None
-        """Called with each serialized event as it comes."""
-        self._events: list[str] = []
-        self._events_bytes = 0
-        self._complete = False
-        self._reading: asyncio.Task[None] | None = None
-        self._pidfd = -1
-        self._seen_dead = False
-        self._orphaned = False
-
-    async def go(self, attempt: dict[str, Any]) -> None:
-        """Give it its attempt.  Raises ``OSError`` when it is dead already."""
-        loop = asyncio.get_running_loop()
-        self._reading = loop.create_task(self._read())
-        await loop.sock_sendall(self._channel, encode(attempt))
-
-    def dismiss(self) -> None:
-        """Let a process that has not been given an attempt leave; it has touched nothing."""
-        if self._reading is None:
-            self._channel.close()
-
-    def signal(self, signum: int) -> None:
-        """To its process group, if it still lives."""
-        self._parent.signal(self, signum)
-
-    async def wait(self) -> Exit:
-        """Until it is dead, reaped, its process group killed, and all that it has sent is read."""
-        result = await asyncio.shield(self._exited)
-        if self._reading is not None:
-            # What it has sent lies in our socket's queue and is still read.  A grandchild that left the group may hold
-            # the other end open: so end
-            # the stream from here.
-            self._channel.shutdown(socket.SHUT_RD)
-            done, _ = await asyncio.wait({self._reading}, timeout=5)
-            if not done:
-                self._reading.cancel()
-        self._channel.close()
-        return result
-
-    @property
-    def events(self) -> list[str] | None:
-        """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were
-        too many bytes).
-        """
-        return self._events if self._complete and self._events_bytes <= EVENTS_BYTES_MAX else None
-
-    async def _read(self) -> None:
-        decoder = FrameDecoder()
-        loop = asyncio.get_running_loop()
-        try:
-            while data := await loop.sock_recv(self._channel, READ_BYTES):
-                for frame in decoder.feed(data):
-                    self._take(frame)
-        except (OSError, FrameError, KeyError) as error:
-            self._complete = False
-            logger.warning(
-                "the channel of a step process broke: %s", error, extra=fields(generation=self.id, pid=self.pid)
-            )
-
-    def _take(self, frame: dict[str, Any]) -> None:
-        kind = frame["op"]
-        if kind == "event":
-            self._events_bytes += len(frame["event"])
-            if self._events_bytes <= EVENTS_BYTES_MAX:
-                self._events.append(frame["event"])
-            else:
-                self._events.clear()
-            if self.on_event is not None:
-                self.on_event(frame["event"])
-        elif kind == "warning":
-            self.warnings.append(frame["text"])
-        elif kind == "raised":
-            self.raised = frame["text"]
-        elif kind == "end":
-            self._complete = bool(frame["complete"])
-
-    def on_started(self, pid: int, pid_start: str) -> None:
-        self.pid, self.pid_start = pid, pid_start
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                self._pidfd = os.pidfd_open(pid)
-                asyncio.get_running_loop().add_reader(self._pidfd, self._on_pidfd)
-        if not self.started.done():
-            self.started.set_result(None)
-
-    def on_exited(self, how: Exit) -> None:
-        self._fail_start("the step process died before it had started")
-        self._end(how)
-
-    def on_refused(self, error: str) -> None:
-        self._fail_start(f"no step process could be made: {error}")
-        self._end(Exit(None, None))
-
-    def on_orphaned(self, text: str) -> None:
-        """Its warm parent is gone, and it dies too (parent-death signal); wait for that without being its parent."""
-        self._fail_start(text)
-        if self._exited.done():
-            return
-        self._orphaned = True
-        # The leader may be dead already, and the rest of its group alive.  The group's number is not given away while
-        # it has a member, and process numbers do not come round within the moment since.
-        if self.pid:
-            self._kill_group(signal.SIGKILL)
-        if self.pid == 0 or self._seen_dead:
-            self._end_orphaned()
-            return
-        if self._pidfd < 0:
-            self._look_whether_dead(asyncio.get_running_loop())
-
-    def signal_group(self, signum: int) -> None:
-        """Past a warm parent that is silent: as long as that has not reaped it, its group's number is its own."""
-        if self.pid and not self._seen_dead and not self._exited.done():
-            self._kill_group(signum)
-
-    def end_unseen(self) -> None:
-        """It is dead, its warm parent says nothing of it, and has not reaped it: the group's number is still its
-        own.
-        """
-        self._kill_group(signal.SIGKILL)
-        self._end(Exit(None, None, unseen=True))
-
-    def _end_orphaned(self) -> None:
-        self._end(Exit(None, None, unseen=self._parent.silent))
-
-    @property
-    def seen_dead(self) -> bool:
-        """The kernel says that it is dead; its warm parent may not have said so yet."""
-        return self._seen_dead
-
-    def _fail_start(self, text: str) -> None:
-        if not self.started.done():
-            self.started.set_exception(WarmParentError(text))
-            # Nobody asks any more when the start was interrupted.
-            self.started.exception()
-
-    def _end(self, how: Exit) -> None:
-        self._forget_pidfd()
-        if not self._exited.done():
-            self._exited.set_result(how)
-
-    def _kill_group(self, signum: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signum)
-
-    def _forget_pidfd(self) -> None:
-        descriptor, self._pidfd = self._pidfd, -1
-        if descriptor >= 0:
-            asyncio.get_running_loop().remove_reader(descriptor)
-            os.close(descriptor)
-
-    def _on_pidfd(self) -> None:
-        self._forget_pidfd()
-        self._seen_dead = True
-        if self._orphaned:
-            self._end_orphaned()
-        else:
-            self._parent.on_seen_dead(self)
-
-    def _look_whether_dead(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Where there are no process descriptors."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            self._end_orphaned()
-        else:
-            loop.call_later(0.05, self._look_whether_dead, loop)
 
 
 class _Process(Protocol):
@@ -261,6 +67,9 @@ class WarmParentHandle:
         self._board = board
         self._on_warning = on_warning
         self._steps: dict[int, StepProcess] = {}
+        self._ids = itertools.count(1)
+        self._spare: StepProcess | None = None
+        self._making_spare = False
         self._process: _Process | None = None
         self._control: socket.socket | None = None
         self._decoder = FrameDecoder()
@@ -273,7 +82,8 @@ class WarmParentHandle:
 
     @property
     def idle(self) -> bool:
-        return not self._steps
+        """No step process of it has an attempt, or is to get one."""
+        return all(step is self._spare for step in self._steps.values())
 
     @property
     def alive(self) -> bool:
@@ -371,27 +181,57 @@ class WarmParentHandle:
         self._control = control
         asyncio.get_running_loop().add_reader(control, self._readable)
 
-    async def start_step(self, id_: int) -> StepProcess:
-        """A new step process that waits for its attempt.  Raises ``WarmParentError``."""
+    async def take_step(self) -> StepProcess:
+        """A step process that waits for its attempt: the spare one, else a new one.  Raises ``WarmParentError``."""
+        step, self._spare = self._spare, None
+        if step is not None and not step.is_dead():
+            return step
+        return await self._start_step()
+
+    async def _start_step(self) -> StepProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        step = StepProcess(self, id_, ours)
-        self._steps[id_] = step
+        step = StepProcess(self, next(self._ids), ours)
+        self._steps[step.id] = step
         try:
             with theirs:
-                await self._send({"op": "step", "id": id_}, theirs.fileno())
+                await self._send({"op": "step", "id": step.id}, theirs.fileno())
             await asyncio.wait_for(asyncio.shield(step.started), START_TIMEOUT)
         except asyncio.TimeoutError:
-            self._steps.pop(id_, None)
+            self._steps.pop(step.id, None)
             ours.close()
             self.give_up(f"it has made no step process for {START_TIMEOUT:g} s")
             raise WarmParentError(f"the warm parent has not answered within {START_TIMEOUT:g} s") from None
         except BaseException:
             if not step.pid:
-                self._steps.pop(id_, None)
+                self._steps.pop(step.id, None)
             ours.close()
             raise
         return step
+
+    def keep_spare(self) -> None:
+        """Have a step process made ahead of need, in the background, unless there is one."""
+        if self.alive and self._spare is None and not self._making_spare:
+            self._making_spare = True
+            self._in_background(self._make_spare())
+
+    async def _make_spare(self) -> None:
+        # What stands against a spare also stands against the next step, which reports it.
+        with contextlib.suppress(WarmParentError):
+            try:
+                step = await self._start_step()
+            finally:
+                self._making_spare = False
+            if not self.alive:
+                step.dismiss()
+                return
+            self._spare = step
+            asyncio.get_running_loop().call_later(SPARE_SECONDS, self._let_go, step)
+
+    def _let_go(self, spare: StepProcess | None) -> None:
+        if spare is not None and spare is self._spare:
+            self._spare = None
+            spare.dismiss()
 
     def give_up(self, why: str) -> None:
         """It does not answer, and that is no fault of its step processes: they go on to their ends, another warm parent
@@ -400,6 +240,7 @@ class WarmParentHandle:
         if self._silent or self._control is None:
             return
         self._silent = True
+        self._let_go(self._spare)
         logger.warning("a warm parent is silent (%s): it gets no more steps", why, extra=fields(pid=self.pid))
         for step in [step for step in self._steps.values() if step.seen_dead]:
             self._end_unseen(step)
@@ -411,6 +252,7 @@ class WarmParentHandle:
         if path is not None:
             logger.info("%s has changed: importing the code location again", path, extra=fields(pid=self.pid))
             self._retired = True
+            self._let_go(self._spare)
             self._end_if_of_no_use()
 
     def on_seen_dead(self, step: StepProcess) -> None:
@@ -428,8 +270,13 @@ class WarmParentHandle:
             self.give_up(f"a step process is dead for {EXIT_TIMEOUT:g} s")
 
     def _end_unseen(self, step: StepProcess) -> None:
-        del self._steps[step.id]
+        self._forget(step)
         step.end_unseen()
+
+    def _forget(self, step: StepProcess) -> None:
+        self._steps.pop(step.id, None)
+        if step is self._spare:
+            self._spare = None
 
     def _end_if_of_no_use(self) -> None:
         if self.leaving and not self._steps and self._control is not None:
@@ -448,6 +295,7 @@ class WarmParentHandle:
 
     async def close(self) -> None:
         """Let it kill what it still has, and wait until it is gone."""
+        self._let_go(self._spare)
         if self._control is not None:
             # The end of the stream alone says that the worker is dead, and another may come.  Half a frame does no harm
             # here: what it cannot read makes it leave too.
@@ -526,7 +374,7 @@ class WarmParentHandle:
             self._steps.pop(step.id, None)
             step.on_refused(frame["error"])
         elif kind == "exited":
-            self._steps.pop(step.id, None)
+            self._forget(step)
             step.on_exited(Exit(frame["exit_code"], frame["signal"], frame["max_rss_kib"], frame["cpu_seconds"]))
             self._end_if_of_no_use()
 
@@ -539,6 +387,7 @@ class WarmParentHandle:
         if not self._ready.done():
             self._ready.set_exception(WarmParentError(f"{text} while it imported the code location"))
             self._ready.exception()
+        self._let_go(self._spare)
         for step in self._steps.values():
             step.on_orphaned(text)
         self._steps.clear()

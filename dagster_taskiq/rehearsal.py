@@ -23,6 +23,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dagster import DagsterInstance, In, IOManager, Out, io_manager, job, op, reconstructable, serialize_value
@@ -72,7 +73,7 @@ def dagster_taskiq_rehearsal() -> None:
     take(give())
 
 
-def trial(play: Callable[[], None], objection: Callable[[], str]) -> str:
+def trial(play: Callable[[], object], objection: Callable[[], str]) -> str:
     """``play`` in a child; empty when that went well and nothing is left that stands against forking."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -100,15 +101,27 @@ def trial(play: Callable[[], None], objection: Callable[[], str]) -> str:
     return text or ("" if status == 0 else f"it ended with status {os.waitstatus_to_exitcode(status)}")
 
 
-def play(entry_point: Callable[[list[str]], int], instance: DagsterInstance | None, instance_ref: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How Dagster used the user's PostgreSQL storage."""
+
+    connections: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    """Arguments with which psycopg2 was asked for connections; each once."""
+    statements: set[str] = field(default_factory=set)
+    """Texts, with their placeholders."""
+
+
+def play(entry_point: Callable[[list[str]], int], instance: DagsterInstance | None, instance_ref: str) -> Storage:
     """Once through.  ``entry_point``: runs the console script of Dagster with these arguments.  ``instance``: the
     user's; None: only what needs none.
     """
+    storage = Storage()
     with _nothing_seen():
         entries = _steps(entry_point, instance_ref)
         if instance is not None:
-            _store(instance, entries)
+            _store(instance, entries, storage)
     gc.collect()
+    return storage
 
 
 def _steps(entry_point: Callable[[list[str]], int], instance_ref: str) -> list[Any]:
@@ -142,12 +155,12 @@ def _steps(entry_point: Callable[[list[str]], int], instance_ref: str) -> list[A
     return entries
 
 
-def _store(instance: DagsterInstance, entries: list[Any]) -> None:
+def _store(instance: DagsterInstance, entries: list[Any], used: Storage) -> None:
     """Store the entries in PostgreSQL, and take them back."""
     storages: tuple[Any, ...] = (instance.run_storage, instance.event_log_storage)
     if not all(isinstance(getattr(storage, "postgres_url", None), str) for storage in storages):
         return
-    with _rolled_back() as connects:
+    with _rolled_back(used) as connects:
         for look in (instance.get_run_by_id, instance.event_log_storage.get_logs_for_run):
             before = connects()
             look(entries[0].run_id)
@@ -158,14 +171,23 @@ def _store(instance: DagsterInstance, entries: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _rolled_back() -> Iterator[Callable[[], int]]:
-    """Meanwhile whatever SQLAlchemy does is rolled back.  Yields how many connections it has asked for."""
+def _rolled_back(used: Storage) -> Iterator[Callable[[], int]]:
+    """Meanwhile whatever SQLAlchemy does is rolled back, and noted in ``used``.  Yields how many connections it has
+    asked for."""
     from psycopg2 import extensions
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
+    class Noted(extensions.cursor):  # type: ignore[misc]
+        def execute(self, query: Any, variables: Any = None) -> Any:
+            used.statements.add(str(query))
+            return super().execute(query, variables)
+
     class NeverCommitted(extensions.connection):  # type: ignore[misc]
         """Every transaction ends with a rollback, also where autocommit was asked for."""
+
+        def cursor(self) -> Any:
+            return super().cursor(cursor_factory=Noted)
 
         autocommit = property(lambda _self: False, lambda _self, _value: None)
         isolation_level = property(lambda _self: None, lambda _self, _value: None)
@@ -192,8 +214,9 @@ def _rolled_back() -> Iterator[Callable[[], int]]:
         count += 1
         key = (tuple(arguments), tuple(sorted(options.items())))
         if key not in made:
+            used.connections.append((tuple(arguments), dict(options)))
             connection = made[key] = dialect.connect(*arguments, **options, connection_factory=NeverCommitted)
-            with connection.cursor() as cursor:
+            with extensions.cursor(connection) as cursor:
                 cursor.execute(f"SET statement_timeout = {STATEMENT_MILLISECONDS}")
             extensions.connection.commit(connection)
         return made[key]

@@ -24,6 +24,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from dagster_taskiq import _core, fencing
@@ -31,9 +32,11 @@ from dagster_taskiq.compute_logs import without_mirrors
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.errors import LeaseLostError, StepTimeLimitError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
+from dagster_taskiq.lent_connections import Lender, Loan
 from dagster_taskiq.levers import COMPUTE_LOGS, CONNECTION_REUSE
 from dagster_taskiq.limits import limit_memory
 from dagster_taskiq.payload import EXECUTE_STEP
+from dagster_taskiq.prefault import Prefault
 
 SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
@@ -47,23 +50,32 @@ EXIT_NOT_STARTED = 0
 """Exit code of a process that was let go before it had an attempt."""
 
 
-def run_forked(
-    channel: socket.socket,
-    board: int,
-    parent: int,
-    instance: Any,
-    entry_point: Callable[[], Any],
-    levers: frozenset[str],
-) -> NoReturn:
-    """Go on as a step process in the child of a fork of the warm parent ``parent``.  ``instance``: the warm
-    DagsterInstance, or None.
-    """
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a step process has of its warm parent."""
+
+    levers: frozenset[str]
+    entry_point: Callable[[], Any] | None = None
+    """The function behind the console script ``dagster``; None: it has to be loaded."""
+    instance: Any = None
+    """The warm DagsterInstance, if there is one."""
+    harmless: frozenset[str] = frozenset()
+    """See :class:`~dagster_taskiq.connection_reuse.ConnectionReuse`."""
+    prefault: Prefault | None = None
+    tells: bool = False
+    """It is to tell ``prefault`` what it has copied."""
+    lender: Lender | None = None
+    loan: Loan | None = None
+
+
+def run_forked(channel: socket.socket, board: int, parent: int, inherited: Inherited) -> NoReturn:
+    """Go on as a step process in the child of a fork of the warm parent ``parent``."""
     code = 1
     try:
         os.setsid()
         _reset_signals()
         _reseed()
-        code = _serve(channel, board, parent, instance, lambda: entry_point, levers)
+        code = _serve(channel, board, parent, inherited)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -86,8 +98,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             os.set_inheritable(descriptor, False)
         _reset_signals()
         channel = socket.socket(fileno=options.channel)
-        levers = frozenset(options.levers)
-        code = _serve(channel, options.board, options.parent, None, load_entry_point, levers)
+        code = _serve(channel, options.board, options.parent, Inherited(frozenset(options.levers)))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -103,14 +114,7 @@ def load_entry_point() -> Callable[[], Any]:
     raise RuntimeError("the installed dagster has no console script named dagster")
 
 
-def _serve(
-    channel: socket.socket,
-    board: int,
-    parent: int,
-    instance: Any,
-    entry_point: Callable[[], Callable[[], Any]],
-    levers: frozenset[str],
-) -> int:
+def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited) -> int:
     """Wait for the attempt and run it.  Returns the exit code."""
     try:
         _core.die_with_parent(parent)
@@ -118,6 +122,10 @@ def _serve(
         pass
     except LeaseLostError:
         return EXIT_NOT_STARTED  # the warm parent is gone already
+    if inherited.lender is not None:
+        inherited.lender.keep_only(inherited.loan)
+    if inherited.prefault is not None:
+        inherited.prefault.copy()
     frames = FrameSocket(channel)
     attempt = frames.recv()
     if attempt is None:
@@ -141,21 +149,44 @@ def _serve(
         }
     )
     reporter = _Reporter(frames)
-    reuse = ConnectionReuse(reporter.warning)
-    if CONNECTION_REUSE in levers:
-        reuse.install()
+    connections = _Connections(inherited, attempt["application_name"], reporter.warning)
     # A run worker's events are not its worker's to know.
     run_id = attempt["run_id"] if attempt["command"] == EXECUTE_STEP else None
-    hand_over(instance, run_id, reporter, levers)
+    hand_over(inherited.instance, run_id, reporter, inherited.levers)
     argv = ["dagster", "api", attempt["command"], attempt["arguments"]]
     limit_time(attempt["time_limit"])
     limit_memory(attempt["memory_limit"])
-    code = run_console_script(entry_point(), argv, reporter.raised)
+    code = run_console_script(inherited.entry_point or load_entry_point(), argv, reporter.raised)
     limit_memory(None)
     limit_time(None)
-    reuse.close()
     reporter.end()
+    connections.close()
+    if inherited.prefault is not None and inherited.tells:
+        inherited.prefault.tell()
     return code
+
+
+class _Connections:
+    """What the step process has for Dagster's PostgreSQL storage."""
+
+    def __init__(self, inherited: Inherited, name: str, warn: Callable[[str], None]) -> None:
+        self._lender, self._loan = inherited.lender, inherited.loan
+        self._reuse = ConnectionReuse(warn, inherited.harmless)
+        if CONNECTION_REUSE in inherited.levers:
+            self._reuse.install()
+        if self._lender is not None and self._loan is not None:
+            # The server may have hung up on it: then Dagster opens its own.
+            with contextlib.suppress(Exception):
+                self._lender.begin(self._loan, name, self._reuse)
+
+    def close(self) -> None:
+        for connection in self._reuse.release():
+            if not self._give_back(connection):
+                connection.really_close()
+
+    def _give_back(self, connection: Any) -> bool:
+        lender, loan = self._lender, self._loan
+        return lender is not None and loan is not None and connection is loan.connection and lender.give_back(loan)
 
 
 class _Reporter:

@@ -45,13 +45,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dagster_taskiq import _core, step_process
 from dagster_taskiq.code_files import imported_files
+from dagster_taskiq.connection_reuse import leaves_nothing
 from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
-from dagster_taskiq.levers import REHEARSAL, WARM_INSTANCE
+from dagster_taskiq.lent_connections import Lender
+from dagster_taskiq.levers import CONNECTION_REUSE, LENT_CONNECTIONS, PREFAULT, REHEARSAL, WARM_INSTANCE
+from dagster_taskiq.prefault import Prefault
+
+if TYPE_CHECKING:
+    from dagster_taskiq import rehearsal
 
 ISOLATIONS = ("auto", "fork", "spawn")
 
@@ -79,6 +85,9 @@ class WarmParent:
         self._forks = False
         self._files: dict[str, int] = {}
         self._levers: frozenset[str] = frozenset()
+        self._harmless: frozenset[str] = frozenset()
+        self._prefault: Prefault | None = None
+        self._lender: Lender | None = None
         self._wakeup, self._wakeup_writer = socket.socketpair()
 
     def run(self) -> None:
@@ -97,7 +106,9 @@ class WarmParent:
         poll.register(self._wakeup, select.POLLIN)
         try:
             while True:
-                ready = {descriptor for descriptor, _ in poll.poll()}
+                patience = None if self._lender is None else self._lender.close_idle()
+                timeout = None if patience is None else patience * 1000 + 1
+                ready = {descriptor for descriptor, _ in poll.poll(timeout)}
                 if self._wakeup.fileno() in ready:
                     self._wakeup.recv(4096)
                     self._reap()
@@ -169,6 +180,7 @@ class WarmParent:
                 with self._dying_with_worker():
                     warnings += self._rehearse(frame["instance_ref"])
         if self._forks:
+            self._prefault = Prefault() if PREFAULT in self._levers else None
             gc.collect()
             gc.freeze()
         # The user's modules may have installed handlers of their own.
@@ -201,6 +213,8 @@ class WarmParent:
         failure: BaseException | None = None
         import dagster
 
+        from dagster_taskiq._dagster import remember_columns
+
         self._entry_point = step_process.load_entry_point()
         pointer: Any = None
         try:
@@ -219,6 +233,7 @@ class WarmParent:
         try:
             ref: Any = dagster.deserialize_value(instance_ref)
             self._instance = dagster.DagsterInstance.from_ref(ref)
+            remember_columns(self._instance)
         except BaseException as error:
             warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
         return warnings
@@ -233,10 +248,17 @@ class WarmParent:
             play = partial(rehearsal.play, run, self._instance, instance_ref)
             problem = rehearsal.trial(play, _why_not_fork)
             if not problem:
-                play()
+                self._remember(play())
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         return [f"steps start without a rehearsal, and so a little slower: {problem}"] if problem else []
+
+    def _remember(self, storage: rehearsal.Storage) -> None:
+        """How Dagster uses its storage, for connections to it."""
+        self._harmless = frozenset(filter(leaves_nothing, storage.statements))
+        if storage.connections and {CONNECTION_REUSE, LENT_CONNECTIONS} <= self._levers:
+            # The last is the event log's.
+            self._lender = Lender(*storage.connections[-1])
 
     # ---- step processes ---------------------------------------------------------------------------------------------
 
@@ -256,8 +278,23 @@ class WarmParent:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        assert self._entry_point is not None
-        pid = os.fork()
+        loan = None if self._lender is None else self._lender.lend()
+        inherited = step_process.Inherited(
+            levers=self._levers,
+            entry_point=self._entry_point,
+            instance=self._instance,
+            harmless=self._harmless,
+            prefault=self._prefault,
+            tells=self._prefault is not None and self._prefault.asks,
+            lender=self._lender,
+            loan=loan,
+        )
+        try:
+            pid = os.fork()
+        except OSError:
+            if self._lender is not None and loan is not None:
+                self._lender.refused(loan)
+            raise
         if pid == 0:
             try:
                 self._control.close()
@@ -266,12 +303,14 @@ class WarmParent:
                 self._wakeup.close()
                 signal.set_wakeup_fd(-1)
                 self._wakeup_writer.close()
-                step_process.run_forked(
-                    socket.socket(fileno=channel), self._board, parent, self._instance, self._entry_point, self._levers
-                )
+                step_process.run_forked(socket.socket(fileno=channel), self._board, parent, inherited)
             finally:
                 # An exception must not carry the child back into the parent's loop.
                 os._exit(1)
+        if self._prefault is not None:
+            self._prefault.forked(pid)
+        if self._lender is not None and loan is not None:
+            self._lender.forked(pid, loan)
         return _Child(id_, pid, None)
 
     def _spawn(self, id_: int, channel: int) -> _Child:
@@ -296,6 +335,7 @@ class WarmParent:
             _signal_group(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
             del self._children[pid]
+            self._reaped(pid)
             if child.process is not None:
                 child.process.returncode = os.waitstatus_to_exitcode(status)
             self._control.send(
@@ -314,7 +354,14 @@ class WarmParent:
             _signal_group(pid, signal.SIGKILL)
         for pid in self._children:
             os.waitpid(pid, 0)
+            self._reaped(pid)
         self._children.clear()
+
+    def _reaped(self, pid: int) -> None:
+        if self._prefault is not None:
+            self._prefault.reaped(pid)
+        if self._lender is not None:
+            self._lender.reaped(pid)
 
 
 def _forget_half_imported(pointer: Any) -> None:

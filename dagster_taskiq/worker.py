@@ -34,7 +34,7 @@ from dagster_taskiq.errors import ConfigError, CoreError, PayloadError, QueueMis
 from dagster_taskiq.fellows import Fellows
 from dagster_taskiq.fellows import boot_id as _boot_id
 from dagster_taskiq.kept_parents import Keeper
-from dagster_taskiq.levers import all_but
+from dagster_taskiq.levers import SPARES, all_but
 from dagster_taskiq.logs import fields
 from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
@@ -325,6 +325,11 @@ class SQSTaskIQWorker:
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    def has_room(self) -> bool:
+        """Whether a further step process could have a step soon."""
+        running = sum(not attempt.over for attempt in self._attempts.values())
+        return SPARES in self._levers and running < self.slots and not self._stopping.is_set()
 
     # ---- deliveries -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from dagster_taskiq.levers import LEVERS
+
 from .database import worker_table
 from .options import (
     STATEMENT_TIMEOUT,
@@ -121,8 +123,8 @@ def worker() -> None:
     multiple=True,
     metavar="LEVER",
     envvar="DAGSTER_TASKIQ_WITHOUT",
-    help="Switch off one of what makes steps cheap: warm-instance, connection-reuse, compute-logs or rehearsal; may be "
-    "given several times. Default: DAGSTER_TASKIQ_WITHOUT, names with spaces between them.",
+    help=f"Switch off one of what makes steps cheap: {', '.join(sorted(LEVERS))}; may be given several times. "
+    "Default: DAGSTER_TASKIQ_WITHOUT, names with spaces between them.",
 )
 def start(
     queues: tuple[str, ...],

@@ -43,8 +43,8 @@ static int module_exec(PyObject *module)
         add_loop_type(module, state) < 0 || add_sqs_type(module, state) < 0 || add_store_type(module, state) < 0 ||
         add_board_type(module, state) < 0 || add_beat_type(module, state) < 0)
         return -1;
-    if (add_store_functions(module) < 0 || add_fence_functions(module) < 0 || add_payload_functions(module) < 0 ||
-        add_sigv4_functions(module) < 0)
+    if (add_store_functions(module) < 0 || add_fence_functions(module) < 0 || add_pages_functions(module) < 0 ||
+        add_payload_functions(module) < 0 || add_sigv4_functions(module) < 0)
         return -1;
     return 0;
 }

@@ -111,6 +111,7 @@ int add_board_type(PyObject *module, struct module_state *state);
 int add_beat_type(PyObject *module, struct module_state *state);
 int add_store_functions(PyObject *module);
 int add_fence_functions(PyObject *module);
+int add_pages_functions(PyObject *module);
 int add_payload_functions(PyObject *module);
 int add_sigv4_functions(PyObject *module);
 

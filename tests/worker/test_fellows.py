@@ -60,7 +60,7 @@ def test_a_worker_that_is_started_again_settles_what_was_left(stage: Any, start_
 
 def test_what_had_not_started_is_handed_back(stage: Any, start_worker: Any) -> None:
     """The worker dies while its warm parent does not answer."""
-    first = start_worker(slots=1)
+    first = start_worker(slots=1, args=["--without", "spares"])
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
     (parent,) = services.descendants(first.pid)

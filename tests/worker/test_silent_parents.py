@@ -18,7 +18,8 @@ from dagster import DagsterInstance, serialize_value
 from dagster_taskiq import _core, processes
 from dagster_taskiq.errors import WarmParentError
 from dagster_taskiq.kept_parents import Kept
-from dagster_taskiq.processes import Exit, StepProcess, WarmParentHandle, WarmParents
+from dagster_taskiq.processes import WarmParentHandle, WarmParents
+from dagster_taskiq.step_handle import Exit, StepProcess
 from dagster_taskiq.warm_parent import process_start
 
 HERE = Path(__file__).parent
@@ -63,11 +64,11 @@ def test_its_steps_go_on_and_another_takes_its_place(run: Any, monkeypatch: pyte
     async def test(parents: WarmParents, get: Any) -> None:
         first: WarmParentHandle = await get()
         monkeypatch.setattr(processes, "START_TIMEOUT", services.DEADLINE)
-        steps = [await first.start_step(number) for number in (1, 2)]
+        steps = [await first.take_step() for number in (1, 2)]
         monkeypatch.setattr(processes, "START_TIMEOUT", 0.2)
         os.kill(first.pid, signal.SIGSTOP)
         with pytest.raises(WarmParentError):
-            await first.start_step(3)
+            await first.take_step()
         monkeypatch.setattr(processes, "START_TIMEOUT", services.DEADLINE)
         assert not first.alive
         second: WarmParentHandle = await get()
@@ -81,7 +82,7 @@ def test_its_steps_go_on_and_another_takes_its_place(run: Any, monkeypatch: pyte
         assert (await exit_of(steps[1])).unseen
         while services.alive(first.pid):
             await asyncio.sleep(0.01)
-        third = await second.start_step(4)
+        third = await second.take_step()
         third.dismiss()
         assert await exit_of(third) == Exit(0, None, third_exit(third).max_rss_kib, third_exit(third).cpu_seconds)
 
@@ -96,7 +97,7 @@ def test_a_death_that_it_does_not_tell(run: Any, monkeypatch: pytest.MonkeyPatch
 
     async def test(parents: WarmParents, get: Any) -> None:
         parent: WarmParentHandle = await get()
-        step = await parent.start_step(1)
+        step = await parent.take_step()
         os.kill(parent.pid, signal.SIGSTOP)
         os.kill(step.pid, signal.SIGKILL)
         assert (await exit_of(step)).unseen
@@ -108,11 +109,11 @@ def test_a_death_that_it_does_not_tell(run: Any, monkeypatch: pytest.MonkeyPatch
 def test_it_speaks_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(parents: WarmParents, get: Any) -> None:
         parent: WarmParentHandle = await get()
-        step = await parent.start_step(1)
+        step = await parent.take_step()
         os.kill(parent.pid, signal.SIGSTOP)
         monkeypatch.setattr(processes, "START_TIMEOUT", 0.2)
         with pytest.raises(WarmParentError):
-            await parent.start_step(2)
+            await parent.take_step()
         os.kill(parent.pid, signal.SIGCONT)
         assert services.alive(step.pid)
         step.dismiss()
@@ -128,7 +129,7 @@ def test_interrupted_starts_leave_no_descriptor(run: Any) -> None:
         parent: WarmParentHandle = await get()
         before = own_descriptors()
         for number in range(1, 6):
-            starting = asyncio.ensure_future(parent.start_step(number))
+            starting = asyncio.ensure_future(parent.take_step())
             # While the request is under way, or just when the answer is there.
             await asyncio.sleep(0)
             while number % 2 and not parent._steps[number].pid:
@@ -137,7 +138,7 @@ def test_interrupted_starts_leave_no_descriptor(run: Any) -> None:
             await asyncio.wait({starting})
             if not starting.cancelled():
                 starting.result().dismiss()
-        last = await parent.start_step(6)
+        last = await parent.take_step()
         last.dismiss()
         await exit_of(last)
         while own_descriptors() != before:

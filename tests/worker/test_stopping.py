@@ -74,7 +74,7 @@ def test_a_stopped_worker_does_not_outlive_its_lease(stage: Any, start_worker: A
 
 def test_orders_before_the_start(stage: Any, start_worker: Any) -> None:
     """While no step process can be made, a cancelled attempt ends and a drained one is handed back."""
-    worker = start_worker()
+    worker = start_worker(args=["--without", "spares"])
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
     (parent,) = services.descendants(worker.pid)

@@ -1,0 +1,146 @@
+#include "dtq_pages.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PRESENT (UINT64_C(1) << 63)
+#define EXCLUSIVE (UINT64_C(1) << 56)
+#define ENTRIES 4096 /* of the page map, read at a time */
+
+struct page_map {
+    int fd;
+    uint64_t page_size;
+    uint64_t wanted; /* bits that a page must have */
+    struct dtq_buf *out;
+    struct dtq_page_range run; /* of pages that have them; not added yet */
+};
+
+static enum dtq_code open_map(struct page_map *map, uint64_t wanted, struct dtq_buf *out, struct dtq_error *err)
+{
+    *map = (struct page_map){.page_size = (uint64_t)sysconf(_SC_PAGESIZE), .wanted = wanted, .out = out};
+    map->fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (map->fd >= 0)
+        return DTQ_OK;
+    if (errno == ENOENT)
+        return dtq_error_set(err, DTQ_UNSUPPORTED, "this platform does not tell which pages a process has");
+    return dtq_error_set_errno(err, errno, "cannot open /proc/self/pagemap");
+}
+
+static void add_run(struct page_map *map)
+{
+    if (map->run.end > map->run.begin)
+        (void)dtq_buf_add(map->out, &map->run, sizeof map->run); /* a failed buffer stays failed: seen at the end */
+    map->run = (struct dtq_page_range){0, 0};
+}
+
+static void look_at_page(struct page_map *map, uint64_t address, uint64_t entry)
+{
+    if ((entry & map->wanted) != map->wanted)
+        return;
+    if (map->run.end != address) {
+        add_run(map);
+        map->run.begin = address;
+    }
+    map->run.end = address + map->page_size;
+}
+
+static enum dtq_code look_at_range(struct page_map *map, struct dtq_page_range range, struct dtq_error *err)
+{
+    uint64_t entries[ENTRIES];
+    uint64_t address = range.begin;
+    while (address < range.end) {
+        uint64_t count = (range.end - address) / map->page_size;
+        if (count > ENTRIES)
+            count = ENTRIES;
+        ssize_t got = pread(map->fd, entries, (size_t)count * sizeof *entries,
+                            (off_t)(address / map->page_size * sizeof *entries));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return dtq_error_set_errno(err, errno, "cannot read /proc/self/pagemap");
+        if (got < (ssize_t)sizeof *entries)
+            break; /* beyond the end of the address space */
+        for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, address += map->page_size)
+            look_at_page(map, address, entries[i]);
+    }
+    add_run(map);
+    return DTQ_OK;
+}
+
+static enum dtq_code close_map(struct page_map *map, enum dtq_code code, struct dtq_error *err)
+{
+    close(map->fd);
+    if (!code)
+        code = dtq_buf_check(map->out, err, "the list of pages");
+    if (code)
+        dtq_buf_clear(map->out);
+    return code;
+}
+
+/* Of a line of /proc/self/maps ("begin-end perms offset device inode  name"): whether it is private memory that can be
+ * written to.  The stack, which grows, and what the kernel maps for itself do not count. */
+static bool is_private_memory(const char *line, struct dtq_page_range *range)
+{
+    char perms[5] = "";
+    int name = 0;
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %*s %n", &range->begin, &range->end, perms, &name) < 3)
+        return false;
+    if (strcmp(perms, "rw-p") != 0)
+        return false;
+    return name == 0 || line[name] != '[' || strncmp(line + name, "[heap]", 6) == 0 ||
+           strncmp(line + name, "[anon", 5) == 0;
+}
+
+enum dtq_code dtq_pages_own(struct dtq_buf *out, struct dtq_error *err)
+{
+    struct page_map map;
+    enum dtq_code code = open_map(&map, PRESENT | EXCLUSIVE, out, err);
+    if (code)
+        return code;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (!maps)
+        return close_map(&map, dtq_error_set_errno(err, errno, "cannot open /proc/self/maps"), err);
+    char line[512];
+    bool whole = true; /* the line before ended where the buffer did, or earlier */
+    while (!code && fgets(line, sizeof line, maps)) {
+        struct dtq_page_range range;
+        if (whole && is_private_memory(line, &range))
+            code = look_at_range(&map, range, err);
+        whole = strchr(line, '\n') != NULL;
+    }
+    (void)fclose(maps);
+    return close_map(&map, code, err);
+}
+
+enum dtq_code dtq_pages_present(const struct dtq_page_range *ranges, size_t count, struct dtq_buf *out,
+                                struct dtq_error *err)
+{
+    struct page_map map;
+    enum dtq_code code = open_map(&map, PRESENT, out, err);
+    if (code)
+        return code;
+    for (size_t i = 0; !code && i < count; i++)
+        code = look_at_range(&map, ranges[i], err);
+    return close_map(&map, code, err);
+}
+
+size_t dtq_pages_populate(const struct dtq_page_range *ranges, size_t count)
+{
+#ifdef MADV_POPULATE_WRITE
+    size_t refused = 0;
+    for (size_t i = 0; i < count; i++)
+        /* An address of the kernel's own list. */
+        if (madvise((void *)(uintptr_t)ranges[i].begin, (size_t)(ranges[i].end - ranges[i].begin), /* NOLINT */
+                    MADV_POPULATE_WRITE) != 0)
+            refused++;
+    return refused;
+#else
+    (void)ranges;
+    return count;
+#endif
+}
