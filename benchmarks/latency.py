@@ -33,6 +33,7 @@ from typing import Any
 from bed import Bed, bed, percentile, spread
 from common import columns, machine, write_json
 from steps import cpu_seconds
+from waterfall import waterfall
 
 from dagster_taskiq import _bridge, _core, sqs
 from dagster_taskiq.store import IdempotencyStore
@@ -70,6 +71,7 @@ LEGS = (
     ("from step to step", "starting", "next"),
 )
 PUBLISHED = "publish to first instruction"
+HANDED_OVER = "publish to the step process"
 WAY = "send and receive alone"
 ABOVE = "above send and receive"
 QUEUE = "dagster"
@@ -202,6 +204,7 @@ class Rounds:
             found[name] = [(one[end] - one[begin]) * 1000 for one in steps if begin in one and end in one]
         published = [(one["op"] - one["sent"]) * 1000 for one in steps]
         received = [after * 1000 for _, after in probes]
+        found[HANDED_OVER] = [(one["go"] - one["sent"]) * 1000 for one in steps if "go" in one]
         found[PUBLISHED] = published
         found[WAY] = [whole * 1000 for whole, _ in probes]
         found[ABOVE] = [one - statistics.median(received) for one in published]
@@ -209,7 +212,7 @@ class Rounds:
 
     def rows(self) -> list[dict[str, Any]]:
         rows = []
-        for name in (*(leg for leg, _, _ in LEGS), PUBLISHED, WAY, ABOVE):
+        for name in (*(leg for leg, _, _ in LEGS), HANDED_OVER, PUBLISHED, WAY, ABOVE):
             values = [value for found in self.rounds for value in found[name]]
             medians = [statistics.median(found[name]) for found in self.rounds if found[name]]
             if values:
@@ -324,6 +327,13 @@ def table(result: Mapping[str, Any]) -> str:
     )
 
 
+def picture(result: Mapping[str, Any]) -> str:
+    """SVG, of each leg's median."""
+    medians = {row["leg"]: row["p50_ms"] for row in result["rows"]}
+    legs = [(name, medians[name]) for name, _, _ in LEGS[:-1] if name in medians]
+    return waterfall("A step of a chain, leg by leg: medians in milliseconds", legs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
@@ -335,12 +345,15 @@ def main() -> None:
         "--without", action="append", default=[], metavar="LEVER", help="switch one of the worker's levers off"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the legs there")
     options = parser.parse_args()
     # So that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     before = machine()
     result = {"machine": before, "points": dict(POINTS), **measure(options)}
     write_json(options.json, result)
+    if options.svg:
+        options.svg.write_text(picture(result))
     print(json.dumps(before))
     print(table(result))
 
