@@ -31,8 +31,8 @@ from steps import Driver, children
 QUEUE = "dagster"
 JOB = "chain_4"
 BARE = "import sys, dagster; print(flush=True); sys.stdin.read()"
-SETTLE = 3.0
-"""Seconds until what a run leaves behind has ended."""
+SETTLE = 15.0
+"""Seconds until what a run leaves behind has ended, step processes ahead of need among it."""
 
 WHO = ("worker", "warm parent", "spare step processes", "bare import dagster", "PostgreSQL", "SQS stub")
 
