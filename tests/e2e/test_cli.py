@@ -190,7 +190,7 @@ def test_demo(tmp_path: Path, processes: services.Processes) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_dev(processes: services.Processes, number: signal.Signals) -> None:
     with services.server_folder() as folder:
         dev = processes.start("dev", [*COMMAND, "dev", "--data-dir", str(folder / "data"), "--slots", "1"])

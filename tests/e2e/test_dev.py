@@ -78,8 +78,10 @@ def test_runs_go_over_the_queue_with_the_code_as_it_is(tmp_path: Path, processes
         for name in ("runs", "worker-1"):
             log = folder / "data" / "logs" / f"{name}.log"
             services.wait_for(lambda log=log: log.read_text().count(" serves ") == 2, f"the return of {name}")
+        family = services.descendants(dev.pid)
         dev.send(signal.SIGTERM)
         assert dev.wait() == 0
+        services.wait_for(lambda: not any(map(services.alive, family)), "the end of all that dev started")
 
 
 @pytest.mark.timeout(300)
