@@ -31,6 +31,7 @@ from dagster import (
     Output,
     OutputContext,
     RetryPolicy,
+    deserialize_value,
     execute_job,
     executor,
     in_process_executor,
@@ -90,6 +91,11 @@ def each(value: int) -> None:
 
 @job(executor_def=probe_executor)
 def mapped() -> None:
+    many().map(each)
+
+
+@job(executor_def=in_process_executor)
+def maps_by_itself() -> None:
     many().map(each)
 
 
@@ -174,6 +180,16 @@ def test_error_info_is_the_record_that_events_carry() -> None:
     assert error.message == "it broke"
     assert error.cls_name == "SomeError", "SerializableErrorInfo no longer takes message, stack and cls_name"
     assert json.loads(serialize_value(error))["__class__"] == "SerializableErrorInfo"
+
+
+def test_error_info_of_an_exception_has_its_class_and_traceback() -> None:
+    try:
+        raise KeyError("no such thing")
+    except KeyError as raised:
+        error = _dagster.error_info_of(raised)
+    assert error.cls_name == "KeyError"
+    assert "no such thing" in error.message
+    assert "test_seam" in error.to_string(), "SerializableErrorInfo no longer has to_string() or its stack"
 
 
 def test_engine_event_data_takes_plain_metadata() -> None:
@@ -373,6 +389,83 @@ def test_events_travel_as_a_json_array(instance: DagsterInstance) -> None:
     assert _dagster.terminal_event([back]) is back
 
 
+def test_events_that_an_executor_writes_are_in_the_log_and_are_given_back(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        step = context.for_step(plan.get_step_by_key("first"))
+        yield _dagster.engine_event(context, "of the run", {"queue": "q"})
+        yield _dagster.engine_event(step, "of the step", error=_dagster.error_info("it broke"))
+        yield _dagster.step_skipped_event(step)
+
+    result = run(instance, script)
+    logged = [entry.dagster_event for entry in instance.all_logs(result.run_id) if entry.dagster_event]
+    written = [event for event in logged if event.message in ("of the run", "of the step") or event.is_step_skipped]
+    assert [event.step_key for event in written] == [None, "first", "first"], "an event is logged twice or not at all"
+    assert written[0].engine_event_data.metadata["queue"].value == "q"
+    assert written[1].engine_event_data.error.message == "it broke"
+    assert [event for event in result.all_events if event in written] == written
+
+
+def test_a_plan_can_be_brought_to_where_a_dead_run_worker_left_it(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools) as active:
+            (step,) = active.get_steps_to_execute()
+            active.retry_state.mark_attempt(step.key)
+            assert active.retry_state.get_attempt_count(step.key) == 1, "RetryState.mark_attempt changed"
+            active.mark_up_for_retry(step.key, 0.0)
+            (step,) = active.get_steps_to_execute()
+            assert step.key == "first", "ActiveExecution.mark_up_for_retry does not bring a step back"
+            assert active.get_steps_to_skip() == []
+            event = _dagster.step_failure_event(context.for_step(step), _dagster.error_info("failed"))
+            active.handle_event(event)
+            yield event
+            abandoned = active.get_steps_to_abandon()
+            assert [step.key for step in abandoned] == ["second"]
+            active.mark_abandoned("second")
+            assert active.is_complete
+
+    assert not run(instance, script).success
+
+
+def test_a_skipped_step_is_marked_without_an_event(instance: DagsterInstance) -> None:
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools) as active:
+            (step,) = active.get_steps_to_execute()
+            active.mark_skipped(step.key)
+            assert [step.key for step in active.get_steps_to_skip()] == ["second"], "nothing follows a skip"
+            active.mark_skipped("second")
+            assert active.is_complete
+        yield from ()
+
+    assert run(instance, script).success
+
+
+def test_a_mapped_step_says_whose_key_it_has(instance: DagsterInstance) -> None:
+    many_ran = execute_job(reconstructable(maps_by_itself), instance).all_events
+    sources: list[Any] = []
+
+    def script(_: Executor, context: Any, plan: Any) -> Iterator[DagsterEvent]:
+        pools = _dagster.PoolSlots(context.instance, context.dagster_run)
+        with start(plan, pools) as active:
+            active.get_steps_to_execute()
+            for event in many_ran:
+                if event.step_key == "many" and (event.is_successful_output or event.is_step_success):
+                    active.handle_event(event)
+            (step,) = active.get_steps_to_execute()
+            assert step.handle.mapping_key == "a", "the handle of a mapped step has no mapping_key"
+            unresolved = plan.get_step_by_key(step.handle.unresolved_form.to_key())
+            sources.append((unresolved.resolved_by_step_key, unresolved.resolved_by_output_name))
+            assert _dagster.KnownStates(plan).known(active, step, 0).dynamic_mappings == {"many": {"result": ["a"]}}
+            active.mark_interrupted()
+            raise DagsterExecutionInterruptedError
+        yield
+
+    with pytest.raises(DagsterExecutionInterruptedError):
+        run(instance, script, mapped)
+    assert sources == [("many", "result")], "the plan's unresolved steps do not say what they are mapped over"
+
+
 def test_pool_slots_are_claimed_freed_and_waited_for(instance: DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots("narrow", 1)
     now = [0.0]
@@ -435,12 +528,28 @@ def test_the_pool_context_grants_what_is_held_already_while_a_run_is_taken_over(
     run(instance, script, pooled_twice)
 
 
+@pytest.mark.parametrize(
+    ("pools", "limited"), [({"granularity": "run", "default_limit": 1}, False), ({"default_limit": 1}, True)]
+)
+def test_the_instances_settings_of_pools_count(tmp_path: Path, pools: dict[str, Any], limited: bool) -> None:
+    overrides = {"telemetry": {"enabled": False}, "concurrency": {"pools": pools}}
+    with (
+        DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance,
+        _dagster.PoolSlots(instance, DagsterRun("a_job")) as slots,
+    ):
+        assert slots.claim("any", "one")
+        assert slots.claim("any", "two") is not limited, "get_pool_config() or get_pool_limits() changed"
+
+
 def test_step_dependency_config_is_made_from_config() -> None:
     made = _dagster.step_dependency_config({"require_upstream_step_success": False})
     if "step_dependency_config" in Executor.__dict__:
         assert made.require_upstream_step_success is False, "StepDependencyConfig.from_config changed"
+        assert _dagster.feeds_outputs_live(made)
+        assert not _dagster.feeds_outputs_live(_dagster.step_dependency_config({}))
     else:
         assert made is None
+        assert not _dagster.feeds_outputs_live(made)
 
 
 def test_the_url_of_the_instances_postgresql(dagster_home: Path, database_url: str) -> None:
@@ -452,6 +561,30 @@ def test_the_url_of_the_instances_postgresql(dagster_home: Path, database_url: s
 
 def test_an_instance_on_files_has_no_postgresql(instance: DagsterInstance) -> None:
     assert _dagster.instance_postgres_url(instance) is None
+
+
+def test_the_code_location_of_a_run_that_was_launched_through_one() -> None:
+    _dagster.console_script().load()  # before 1.11 the records below are not known until then
+    location = {"__class__": "RegisteredRepositoryLocationOrigin", "location_name": "here"}
+    repository = {
+        "__class__": "ExternalRepositoryOrigin",
+        "repository_location_origin": location,
+        "repository_name": "a_repository",
+    }
+    origin = {
+        "__class__": "ExternalPipelineOrigin",
+        "external_repository_origin": repository,
+        "pipeline_name": "a_job",
+    }
+    made: Any = deserialize_value(json.dumps(origin))
+    assert _dagster.code_location_of(DagsterRun("a_job", remote_job_origin=made)) == "here"
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCESS", "FAILED"])
+def test_the_health_of_a_run_worker_is_told_in_dagsters_words(status: str) -> None:
+    health = _dagster.run_worker_health(status, "said", "a-worker")
+    assert json.loads(serialize_value(health.status)) == {"__enum__": f"WorkerStatus.{status}"}
+    assert (health.msg, health.run_worker_id) == ("said", "a-worker"), "CheckRunHealthResult changed"
 
 
 def test_the_console_script_is_found_and_runs_one_step() -> None:
