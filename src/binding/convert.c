@@ -151,41 +151,39 @@ PyObject *keep_as_dict(PyObject *mapping, PyObject *keep)
     return rc < 0 ? NULL : dict;
 }
 
-static bool is_known(PyObject *key, const struct field *fields, size_t count)
+/* NULL when none of them has this name. */
+static struct field *find_field(PyObject *key, struct field *fields, size_t count)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (PyUnicode_Check(key) && PyUnicode_CompareWithASCIIString(key, fields[i].name) == 0)
-            return true;
+    for (size_t i = 0; PyUnicode_Check(key) && i < count; i++) {
+        if (PyUnicode_CompareWithASCIIString(key, fields[i].name) == 0)
+            return &fields[i];
     }
-    return false;
+    return NULL;
 }
 
+/* By the keys that are there, which are often fewer than the fields, and without making strings of their names. */
 int read_fields(PyObject *dict, const char *what, struct field *fields, size_t count)
 {
-    Py_ssize_t found = 0, position = 0;
-    PyObject *key = NULL, *value = NULL;
+    Py_ssize_t position = 0;
+    PyObject *key = NULL, *value = NULL, *unknown = NULL; /* borrowed */
+    for (size_t i = 0; i < count; i++)
+        fields[i].value = NULL;
+    while (PyDict_Next(dict, &position, &key, &value)) {
+        struct field *field = find_field(key, fields, count);
+        if (field)
+            field->value = value;
+        else
+            unknown = key;
+    }
     for (size_t i = 0; i < count; i++) {
-        PyObject *name = PyUnicode_InternFromString(fields[i].name); /* new */
-        if (!name)
-            return -1;
-        fields[i].value = PyDict_GetItemWithError(dict, name); /* borrowed */
-        Py_DECREF(name);
-        if (fields[i].value)
-            found++;
-        else if (PyErr_Occurred())
-            return -1;
-        else if (fields[i].required) {
+        if (fields[i].required && !fields[i].value) {
             PyErr_Format(PyExc_TypeError, "%s lacks the key '%s'", what, fields[i].name);
             return -1;
         }
     }
-    if (found == PyDict_Size(dict))
-        return 0;
-    while (PyDict_Next(dict, &position, &key, &value)) {
-        if (!is_known(key, fields, count)) {
-            PyErr_Format(PyExc_TypeError, "%s has the unknown key %R", what, key);
-            return -1;
-        }
+    if (unknown) {
+        PyErr_Format(PyExc_TypeError, "%s has the unknown key %R", what, unknown);
+        return -1;
     }
     return 0;
 }

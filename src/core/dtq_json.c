@@ -8,10 +8,13 @@
 #include <cjson/cJSON.h>
 
 #include "dtq_alloc.h"
+#include "dtq_json_plain.h"
 
 #define ONLY_KEYS_MAX 32
 #define PART_BYTES 128 /* of a text that is written */
 #define ESCAPE_BYTES 6 /* \u001f */
+/* The worst that becomes of a part, and the word that may pass its end, twice: where it is copied, and what follows. */
+#define PART_ROOM ((PART_BYTES + DTQ_PLAIN_BYTES) * ESCAPE_BYTES + DTQ_PLAIN_BYTES)
 
 /* ---- the tree --------------------------------------------------------------------------------------------------- */
 
@@ -286,6 +289,39 @@ static size_t write_special(const unsigned char *p, size_t left, char **at)
     return length;
 }
 
+/* From p to at, until part_end is reached or passed by a few bytes.  Whole words are copied, whatever counts of them.
+ * NULL when the bytes are not text. */
+static const unsigned char *write_part(const unsigned char *p, const unsigned char *part_end, const unsigned char *end,
+                                       char **at)
+{
+    while (p < part_end) {
+        if (end - p >= DTQ_PLAIN_BYTES) {
+            size_t plain = dtq_plain_bytes(p);
+            memcpy(*at, p, DTQ_PLAIN_BYTES);
+            *at += plain;
+            p += plain;
+            if (plain == DTQ_PLAIN_BYTES)
+                continue;
+        }
+        char letter = short_escape(*p);
+        if (letter) {
+            *(*at)++ = '\\';
+            *(*at)++ = letter;
+            p++;
+        }
+        else if (*p >= 0x20 && *p < 0x7f) {
+            *(*at)++ = (char)*p++;
+        }
+        else {
+            size_t length = write_special(p, (size_t)(end - p), at);
+            if (!length)
+                return NULL;
+            p += length;
+        }
+    }
+    return p;
+}
+
 /* Most of a payload is JSON within JSON within JSON: short runs of plain text between quotes and backslashes.  Part by
  * part, so that the room for the worst case is small. */
 enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
@@ -293,29 +329,12 @@ enum dtq_code dtq_json_write_string(struct dtq_buf *buf, struct dtq_slice text)
     const unsigned char *p = (const unsigned char *)text.data, *end = p + text.length;
     dtq_buf_add_char(buf, '"');
     while (p < end) {
-        const unsigned char *part_end = end - p > PART_BYTES ? p + PART_BYTES : end;
-        char *start = dtq_buf_open(buf, PART_BYTES * ESCAPE_BYTES), *at = start;
+        char *start = dtq_buf_open(buf, PART_ROOM), *at = start;
         if (!start)
             return buf->failed;
-        while (p < part_end) {
-            size_t plain = dtq_plain_length(p, (size_t)(part_end - p));
-            memcpy(at, p, plain);
-            at += plain;
-            p += plain;
-            if (p >= part_end)
-                break;
-            char letter = short_escape(*p);
-            if (letter) {
-                *at++ = '\\';
-                *at++ = letter;
-                p++;
-                continue;
-            }
-            size_t length = write_special(p, (size_t)(end - p), &at);
-            if (!length)
-                return refuse(buf);
-            p += length;
-        }
+        p = write_part(p, end - p > PART_BYTES ? p + PART_BYTES : end, end, &at);
+        if (!p)
+            return refuse(buf);
         if (dtq_buf_close(buf, (size_t)(at - start)))
             return buf->failed;
     }

@@ -39,9 +39,6 @@ enum dtq_code dtq_json_check(struct dtq_slice text, const char *what, struct dtq
 bool dtq_is_text(struct dtq_slice bytes);
 /* The length of the UTF-8 sequence at p (left > 0 bytes are there), NUL included; 0 when it is not one. */
 size_t dtq_utf8_length(const unsigned char *p, size_t left);
-/* How many bytes at p, of left, are printable ASCII other than '"' and '\\': those that stand for themselves in a JSON
- * string. */
-size_t dtq_plain_length(const unsigned char *p, size_t left);
 
 /* ---- reading a tree ------------------------------------------------------------------------------------------- */
 

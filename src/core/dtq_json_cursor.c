@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "dtq_json.h"
+#include "dtq_json_plain.h"
 
 static void skip_space(struct dtq_json_cursor *cursor)
 {
@@ -55,13 +55,29 @@ static char *put_utf8(char *out, unsigned code)
     return out;
 }
 
+static char unescaped(char letter)
+{
+    switch (letter) {
+    case 'b':
+        return '\b';
+    case 'f':
+        return '\f';
+    case 'n':
+        return '\n';
+    case 'r':
+        return '\r';
+    case 't':
+        return '\t';
+    default:
+        return letter;
+    }
+}
+
 /* The escape whose letter is at p, to *out, which is never beyond the backslash.  Returns what follows it. */
 static char *unescape(char *p, char **out)
 {
-    static const char letters[] = "bfnrt", controls[] = "\b\f\n\r\t";
     if (*p != 'u') {
-        const char *letter = strchr(letters, *p);
-        *(*out)++ = letter ? controls[letter - letters] : *p;
+        *(*out)++ = unescaped(*p);
         return p + 1;
     }
     unsigned code = hex4(p + 1);
@@ -74,19 +90,31 @@ static char *unescape(char *p, char **out)
     return p;
 }
 
+/* Plain bytes from *p to *out, which is before it or the same.  A whole word is copied where that overwrites nothing
+ * that is still to be read. */
+static void move_plain(char **p, char **out)
+{
+    size_t plain = dtq_plain_bytes((const unsigned char *)*p);
+    if (*p - *out >= DTQ_PLAIN_BYTES)
+        memcpy(*out, *p, DTQ_PLAIN_BYTES);
+    else if (*p != *out)
+        memmove(*out, *p, plain);
+    *p += plain;
+    *out += plain;
+}
+
 /* The string whose quote the cursor is at. */
 static struct dtq_slice take_string(struct dtq_json_cursor *cursor)
 {
     char *start = cursor->at + 1, *p = start, *out = start;
-    while (*p != '"') {
-        size_t plain = dtq_plain_length((const unsigned char *)p, (size_t)(cursor->end - p));
-        if (plain && out != p)
-            memmove(out, p, plain);
-        p += plain;
-        out += plain;
+    for (;;) {
+        if (cursor->end - p >= DTQ_PLAIN_BYTES)
+            move_plain(&p, &out);
+        if (*p == '"')
+            break;
         if (*p == '\\')
             p = unescape(p + 1, &out);
-        else if (*p != '"')
+        else
             *out++ = *p++;
     }
     *out = '\0';

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "dtq_json_plain.h"
 #include "dtq_limits.h"
 
 #define NUMBER_BYTES_MAX 60 /* cJSON reads a number through a buffer of 64 */
@@ -47,35 +48,6 @@ size_t dtq_utf8_length(const unsigned char *p, size_t left)
         if (p[i] < 0x80 || p[i] > 0xbf)
             return 0;
     }
-    return length;
-}
-
-/* One bit, its highest, for each byte of word that is not plain.  Exact up to the lowest one that is set, and none is
- * set when all bytes are plain: a borrow can only reach the bytes above. */
-static uint64_t not_plain(uint64_t word)
-{
-    const uint64_t ones = UINT64_C(0x0101010101010101), high = UINT64_C(0x8080808080808080);
-    uint64_t quote = word ^ ones * '"', backslash = word ^ ones * '\\', rubout = word ^ ones * 0x7f;
-    uint64_t found = (word - ones * 0x20) | (quote - ones) | (backslash - ones) | (rubout - ones);
-    return (found | word) & high;
-}
-
-size_t dtq_plain_length(const unsigned char *p, size_t left)
-{
-    size_t length = 0;
-    for (uint64_t word; left - length >= sizeof word; length += sizeof word) {
-        memcpy(&word, p + length, sizeof word);
-        uint64_t found = not_plain(word);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-        if (found)
-            return length + (size_t)__builtin_ctzll(found) / 8;
-#else
-        if (found)
-            break;
-#endif
-    }
-    while (length < left && p[length] >= 0x20 && p[length] < 0x7f && p[length] != '"' && p[length] != '\\')
-        length++;
     return length;
 }
 
@@ -143,15 +115,36 @@ static bool scan_unicode_escape(struct scanner *scan)
     return (unit >= 0xdc00 && unit <= 0xdfff) || fail(scan, "a surrogate is alone");
 }
 
+/* After the backslash. */
+static bool is_short_escape(unsigned char c)
+{
+    switch (c) {
+    case '"':
+    case '\\':
+    case '/':
+    case 'b':
+    case 'f':
+    case 'n':
+    case 'r':
+    case 't':
+        return true;
+    default:
+        return false;
+    }
+}
+
 static bool scan_string(struct scanner *scan)
 {
     if (scan->at == scan->end || *scan->at != '"')
         return fail(scan, "a string is expected");
     scan->at++;
     while (scan->at < scan->end) {
-        scan->at += dtq_plain_length(scan->at, (size_t)(scan->end - scan->at));
-        if (scan->at == scan->end)
-            break;
+        if (scan->end - scan->at >= DTQ_PLAIN_BYTES) {
+            size_t plain = dtq_plain_bytes(scan->at);
+            scan->at += plain;
+            if (plain == DTQ_PLAIN_BYTES)
+                continue;
+        }
         unsigned char c = *scan->at;
         if (c == '"') {
             scan->at++;
@@ -162,7 +155,7 @@ static bool scan_string(struct scanner *scan)
             if (scan->at == scan->end)
                 break;
             c = *scan->at++;
-            if (c == 'u' ? !scan_unicode_escape(scan) : !(c && strchr("\"\\/bfnrt", c)))
+            if (c == 'u' ? !scan_unicode_escape(scan) : !is_short_escape(c))
                 return fail(scan, "an escape is not one of JSON's");
         }
         else if (c < 0x20) {

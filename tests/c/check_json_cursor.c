@@ -4,6 +4,7 @@
 
 #include <check.h>
 
+#include "dtq_buf.h"
 #include "dtq_json.h"
 #include "dtq_json_cursor.h"
 
@@ -112,6 +113,34 @@ START_TEST(what_is_skipped_leaves_the_next_value)
 }
 END_TEST
 
+/* Of every length around those of words and parts, with what needs care at any distance. */
+START_TEST(what_is_written_is_read)
+{
+    static const char *const special[] = {"\"",          "\\", "\n", "\x01", "\x7f", "\xc3\xa4", "\xf0\x9f\x98\x80",
+                                          "\xef\xbf\xbf"};
+    int distance = _i + 1;
+    for (int wanted = 0; wanted < 300; wanted++) {
+        char original[400] = "";
+        size_t length = 0;
+        for (int i = 0; i < wanted; i++) {
+            const char *more = i % distance ? "a" : special[(size_t)(i / distance) % 8];
+            memcpy(original + length, more, strlen(more));
+            length += strlen(more);
+            if (length > sizeof original - 8)
+                break;
+        }
+        struct dtq_buf json;
+        struct dtq_error err;
+        dtq_buf_init(&json, 4096);
+        ck_assert_int_eq(dtq_json_write_string(&json, dtq_slice(original, length)), DTQ_OK);
+        ck_assert_msg(dtq_json_check(dtq_buf_slice(&json), "the text", &err) == DTQ_OK, "%s", err.message);
+        struct dtq_json_cursor at = dtq_json_cursor(json.data, json.length);
+        assert_string(&at, original);
+        dtq_buf_clean_up(&json);
+    }
+}
+END_TEST
+
 Suite *json_cursor_suite(void)
 {
     Suite *suite = suite_create("json_cursor");
@@ -119,6 +148,7 @@ Suite *json_cursor_suite(void)
     tcase_add_loop_test(tcase, strings_are_unescaped_where_they_stand, 0, (int)(sizeof strings / sizeof strings[0]));
     tcase_add_test(tcase, containers_are_entered_and_left);
     tcase_add_loop_test(tcase, what_is_skipped_leaves_the_next_value, 0, (int)(sizeof skipped / sizeof skipped[0]));
+    tcase_add_loop_test(tcase, what_is_written_is_read, 0, 12);
     suite_add_tcase(suite, tcase);
     return suite;
 }
