@@ -13,6 +13,9 @@ import services
 from dagster import DagsterInstance, execute_job, reconstructable
 
 import dagster_taskiq
+from dagster_taskiq.testing import taskiq_instance
+
+__all__ = ["taskiq_instance"]
 
 HERE = Path(__file__).parent
 
@@ -39,6 +42,12 @@ def test_steps_are_sent_by_their_priority(
     result = execute_job(reconstructable(getattr(celery_jobs, name)), instance)
     assert result.success
     assert sent(instance, result.run_id) == [f"rank_{rank}" for rank in (5, 4, 3, 2, 1, 0)]
+
+
+def test_steps_without_servers_run_by_their_priority(taskiq_instance: DagsterInstance) -> None:
+    result = execute_job(reconstructable(celery_jobs.ranked_by_our_tag), taskiq_instance)
+    started = [event.step_key for event in result.all_events if event.event_type_value == "STEP_START"]
+    assert started == [f"rank_{rank}" for rank in (5, 4, 3, 2, 1, 0)]
 
 
 def test_a_step_waits_for_a_worker_of_its_queue(

@@ -12,14 +12,31 @@ from pathlib import Path
 import pytest
 from conformance_bench import Bench, load_golden
 from conformance_case import IN_PROCESS, MULTIPROCESS, TASKIQ, THEMES, Case, all_cases, cases
-from conformance_observed import RUN
+from conformance_observed import RUN, observe
 from conformance_rules import RULES, differences, normalised
 from dagster import DagsterEventType
+
+from dagster_taskiq.inline import inline_worker
 
 ALL = all_cases()
 PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
 
 RUN_BY_MULTIPROCESS = ("basics_chain", "retries_policy", "dynamic_collect", "checks_blocked", "failures_os_exit")
+
+WITHOUT_SERVERS = (
+    "basics_single",
+    "basics_chain",
+    "basics_diamond",
+    "basics_op_selection",
+    "basics_nested_graphs",
+    "basics_skip",
+    "basics_foreign_tags",
+    "dynamic_collect",
+    "failures_plain",
+    "retries_requested",
+    "retries_requested_too_often",
+)
+"""What dagster-celery's tests run with ``task_always_eager``."""
 
 
 def chosen(wanted: list[tuple[str, Case]]) -> pytest.MarkDecorator:
@@ -43,6 +60,15 @@ def test_as_multiprocess_does(bench: Bench, theme: str, case: Case) -> None:
 @chosen([(theme, case) for theme, case in ALL if not case.not_in_process])
 def test_as_in_process_does(bench: Bench, theme: str, case: Case) -> None:
     compare(bench, theme, case, IN_PROCESS)
+
+
+@chosen([(theme, case) for theme, case in ALL if case.id in WITHOUT_SERVERS])
+def test_without_servers_as_in_process_does(bench: Bench, theme: str, case: Case) -> None:
+    with inline_worker():
+        result = bench.run(case, TASKIQ)
+    ours = normalised(observe(bench.instance, result.run_id), IN_PROCESS)
+    theirs = normalised(bench.reference(theme, case, IN_PROCESS), IN_PROCESS)
+    assert not (found := differences(ours, theirs)), f"{case.id}: - is in_process, + is ours\n" + "\n".join(found)
 
 
 @chosen(ALL)
