@@ -2,8 +2,8 @@
 
 The order of things, each only after the one before has succeeded: claim (done by the caller), heartbeat and fence,
 arguments, step process (it waits), ``started_at``, "go", the step's death and reaping, the completion row, the end of
-the heartbeat, DeleteMessage.  Whatever cuts this short leaves a row that somebody can settle: not started → handed
-back; started and dead → its outcome, or lost.
+the heartbeat, DeleteMessage (by then the slot is free).  Whatever cuts this short leaves a row that somebody can
+settle: not started → handed back; started and dead → its outcome, or lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -83,6 +83,7 @@ class Host(Protocol):
     cancel_grace: float
 
     def has_room(self) -> bool: ...
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None: ...
     async def parts(self, digests: Sequence[str]) -> Mapping[str, str]: ...
     async def delete(self, delivery: Delivery) -> None: ...
     async def hide(self, delivery: Delivery, seconds: float) -> None: ...
@@ -202,7 +203,8 @@ class Attempt:
             self._host.beat.remove(self.generation)
             self._host.board.clear(self._slot)
         if settled:
-            await self._host.delete(delivery)
+            # Nobody needs to wait for it: whoever gets the message once more finds the row terminal.
+            self._host.in_background(self._host.delete(delivery))
         else:
             await self._host.hide(delivery, 0 if self._lost is None else RETRY_SOON)
 
@@ -275,16 +277,23 @@ class Attempt:
     async def _start(self, step: StepProcess) -> bool:
         """Set started_at, which is also the last check that the claim is ours."""
         start = self._host.store.start
-        return await self._unless_interrupted(
-            lambda: self._persist(lambda: start(*self.key, self.generation, pid=step.pid, pid_start=step.pid_start))
-        )
+
+        async def work() -> bool:
+            starting = asyncio.ensure_future(
+                self._persist(lambda: start(*self.key, self.generation, pid=step.pid, pid_start=step.pid_start))
+            )
+            # Asks PostgreSQL, and does what else is to be done before the step while it answers.
+            await asyncio.sleep(0)
+            self._oom_kills = oom_kills()
+            return await starting
+
+        return await self._unless_interrupted(work)
 
     async def _run_step(self, step: StepProcess) -> Exit:
         if self._cancelled or self._lost is not None:
             step.dismiss()
         else:
             self._running = True
-            self._oom_kills = oom_kills()
             logger.info("the step starts", extra={**self._about, **fields(pid=step.pid)})
             if self._task.live_outputs:
                 step.on_event = self._on_event

@@ -209,9 +209,13 @@ class WarmParentHandle:
             raise
         return step
 
+    @property
+    def has_spare(self) -> bool:
+        return self._spare is not None
+
     def keep_spare(self) -> None:
         """Have a step process made ahead of need, in the background, unless there is one."""
-        if self.alive and self._spare is None and not self._making_spare:
+        if self.alive and not self.has_spare and not self._making_spare:
             self._making_spare = True
             self._in_background(self._make_spare())
 

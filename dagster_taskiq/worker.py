@@ -219,6 +219,7 @@ class SQSTaskIQWorker:
             # Long polls that are still out: an abandoned one would hide the next message.
             await self._until_done(serving, LONG_POLL + 10)
             await self._until_done(self._handling, 10)
+            await self._until_done(self._background, 5)
             if self._hurrying.is_set():
                 self.broker.abandon_polls()
             for task in (*serving, beating, tidying):
@@ -549,7 +550,7 @@ class SQSTaskIQWorker:
         generation = event.generation
         if event.kind == "notification" and event.channel == self._host_channel:
             if event.payload != self.identity:
-                self._in_background(self._look_for_fellows())
+                self.in_background(self._look_for_fellows())
             return
         if event.kind == "notification":
             if event.channel != worker_channel(self.identity) or not (event.payload or "").isdecimal():
@@ -566,9 +567,9 @@ class SQSTaskIQWorker:
         elif event.kind == "lease_lost":
             attempt.lease_lost()
         elif event.kind == "visibility_lost":
-            self._in_background(attempt.visibility_lost())
+            self.in_background(attempt.visibility_lost())
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
