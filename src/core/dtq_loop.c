@@ -71,7 +71,7 @@ struct dtq_loop {
 
     /* I/O thread */
     struct op_list active;
-    struct dtq_op *finished, **finished_end; /* in this turn, not handed over yet */
+    struct dtq_op *finished, **finished_end; /* and events: of this turn, not handed over yet */
     struct dtq_op *cursor;                   /* next of a walk over the active list; moved when that one is unlinked */
     uint64_t next_deadline_ms;               /* no active operation ends before this; UINT64_MAX: none */
     struct curl_waitfd waits[DTQ_LOOP_SOURCES_MAX * DTQ_LOOP_FDS_MAX];
@@ -200,6 +200,13 @@ struct dtq_event *dtq_event_new(struct dtq_source *source, enum dtq_event_kind k
 
 /* ---- the I/O thread ---------------------------------------------------------------------------------------------- */
 
+static void append_finished(struct dtq_loop *loop, struct dtq_op *op)
+{
+    op->finished_next = NULL;
+    *loop->finished_end = op;
+    loop->finished_end = &op->finished_next;
+}
+
 void dtq_loop_finish(struct dtq_loop *loop, struct dtq_op *op)
 {
     if (op->active) {
@@ -210,9 +217,7 @@ void dtq_loop_finish(struct dtq_loop *loop, struct dtq_op *op)
     }
     if (op->on_done)
         op->on_done(op);
-    op->finished_next = NULL;
-    *loop->finished_end = op;
-    loop->finished_end = &op->finished_next;
+    append_finished(loop, op);
 }
 
 /* What is not watched keeps the loop's reference until the lock is open again: its end may be long work. */
@@ -246,10 +251,8 @@ static void hand_over_finished(struct dtq_loop *loop)
 
 void dtq_loop_publish(struct dtq_loop *loop, struct dtq_op *event)
 {
-    pthread_mutex_lock(&loop->lock);
-    atomic_store_explicit(&event->done, true, memory_order_release);
-    drain_append_locked(loop, event);
-    pthread_mutex_unlock(&loop->lock);
+    event->watched = true;
+    append_finished(loop, event); /* behind what was finished before it */
 }
 
 CURLM *dtq_loop_multi(struct dtq_loop *loop)

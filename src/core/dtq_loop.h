@@ -167,7 +167,8 @@ CURLM *dtq_loop_multi(struct dtq_loop *loop);
  * is watched, and the loop's reference is dropped: op may be gone when the source's callback returns. */
 void dtq_loop_finish(struct dtq_loop *loop, struct dtq_op *op);
 
-/* I/O thread: put an event (an operation of kind DTQ_OP_EVENT, whose reference is taken over) into the drain list. */
+/* I/O thread: put an event (an operation of kind DTQ_OP_EVENT, whose reference is taken over) into the drain list, behind
+ * what was finished before it.  This too is done before the thread waits again. */
 void dtq_loop_publish(struct dtq_loop *loop, struct dtq_op *event);
 
 /* Any thread: make the loop turn once soon. */
