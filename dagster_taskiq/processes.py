@@ -183,9 +183,11 @@ class WarmParentHandle:
 
     async def take_step(self) -> StepProcess:
         """A step process that waits for its attempt: the spare one, else a new one.  Raises ``WarmParentError``."""
-        step, self._spare = self._spare, None
-        if step is not None and not step.is_dead():
-            return step
+        if (step := self._spare) is not None:
+            if not step.is_dead():
+                self._spare = None
+                return step
+            self._let_go(step)
         return await self._start_step()
 
     async def _start_step(self) -> StepProcess:
@@ -232,10 +234,11 @@ class WarmParentHandle:
             self._spare = step
             asyncio.get_running_loop().call_later(SPARE_SECONDS, self._let_go, step)
 
-    def _let_go(self, spare: StepProcess | None) -> None:
-        if spare is not None and spare is self._spare:
+    def _let_go(self, step: StepProcess | None) -> None:
+        """If it is the spare."""
+        if step is not None and step is self._spare:
             self._spare = None
-            spare.dismiss()
+            step.dismiss()
 
     def give_up(self, why: str) -> None:
         """It does not answer, and that is no fault of its step processes: they go on to their ends, another warm parent
@@ -279,8 +282,7 @@ class WarmParentHandle:
 
     def _forget(self, step: StepProcess) -> None:
         self._steps.pop(step.id, None)
-        if step is self._spare:
-            self._spare = None
+        self._let_go(step)
 
     def _end_if_of_no_use(self) -> None:
         if self.leaving and not self._steps and self._control is not None:
