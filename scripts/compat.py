@@ -7,7 +7,8 @@
 
 A pair has a virtual environment of its own, which is kept: the next time only what is newer is installed.  Pythons are
 looked for on the PATH and among pyenv's.  A pair that cannot be (no such Python here, or that Dagster is not made for
-it) is named and is no failure, unless no pair is left.
+it) is named and is no failure.  Exit status: 0, 1 where something failed, 2 where nothing can be tested at all, 3 where
+none of the pairs can be.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ OTHERS = "test_every_rule_is_of_use or test_multiprocess_does_what_is_recorded o
 """Of the conformance suite: about all cases, or about the records."""
 
 
+PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
+
+
 class CompatError(Exception):
     """Something without which nothing can be tested."""
 
@@ -77,7 +81,7 @@ class Pair:
     minor: str
     python: str
     dagster: str = ""
-    verdict: str = "not run"
+    verdict: str = NOT_RUN
     words: str = ""
     seconds: float = 0.0
 
@@ -97,11 +101,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for pair in pairs:
+        if options.first and any(other.minor == pair.minor and other.verdict != NOT_RUN for other in pairs):
+            continue
         run_pair(pair, pythons[pair.python], wheel, cache, options)
         print(f"==> {row(pair)}", flush=True)
     print("\n" + "\n".join([row(Pair("", "Python", "Dagster", "", "what came of it")), *map(row, pairs)]))
-    verdicts = [pair.verdict for pair in pairs]
-    return 1 if "FAILED" in verdicts or "passed" not in verdicts else 0
+    verdicts = {pair.verdict for pair in pairs}
+    return 1 if FAILED in verdicts else 0 if PASSED in verdicts else 3
 
 
 def arguments() -> argparse.Namespace:
@@ -110,6 +116,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dagster", action="append", choices=DAGSTERS, help="may be given several times")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="likewise")
+    parser.add_argument("--first", action="store_true", help="only the first Python of each Dagster that can be")
     parser.add_argument("--quick", action="store_true", help="only the tests that need no servers")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument(
@@ -182,19 +189,19 @@ def run_pair(pair: Pair, python: Path | None, wheel: Path, cache: Path, options:
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
     if python is None:
-        pair.verdict, pair.words = "not run", f"no Python {pair.python} is here"
+        pair.verdict, pair.words = NOT_RUN, f"no Python {pair.python} is here"
         return
     try:
         virtual = environment(cache / pair.name, python, log)
         patch = newest(virtual, pair.minor)
         if patch is None:
-            pair.verdict, pair.words = "not run", f"no Dagster {pair.minor} is made for Python {pair.python}"
+            pair.verdict, pair.words = NOT_RUN, f"no Dagster {pair.minor} is made for Python {pair.python}"
             return
         pair.dagster = f"{pair.minor}.{patch}"
         install(virtual, pair, wheel, log)
-        pair.verdict, pair.words = "passed", test(virtual, cache, options, log)
+        pair.verdict, pair.words = PASSED, test(virtual, cache, options, log)
     except CompatError as error:
-        pair.verdict, pair.words = "FAILED", str(error)
+        pair.verdict, pair.words = FAILED, str(error)
         print(f"==> The last lines of {log}\n{tail(log)}", flush=True)
     finally:
         pair.seconds = time.monotonic() - begin

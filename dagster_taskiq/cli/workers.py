@@ -102,8 +102,8 @@ def worker() -> None:
     "code_locations",
     multiple=True,
     metavar="NAME",
-    help="Code location whose steps may run here; may be given several times. Messages that name another go to the "
-    "dead-letter queue. Default: the config file's code_locations, else all.",
+    help="Code location whose steps may run here; may be given several times. Messages that name another are "
+    "left to the queue's other workers. Default: the config file's code_locations, else all.",
 )
 @click.option(
     "--supervise",
