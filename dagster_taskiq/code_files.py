@@ -4,11 +4,12 @@ they have changed."""
 from __future__ import annotations
 
 import os
-import site
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
+
+_PYTHON = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
 
 CodeFiles = Mapping[str, int]
 """Paths with the times of their last change, in ns; 0 where that is not known to be before the import."""
@@ -17,11 +18,10 @@ CodeFiles = Mapping[str, int]
 def imported_files(begun_ns: int, failure: BaseException | None) -> dict[str, int]:
     """Of the modules that are loaded now, and of those whose import has failed.  ``begun_ns``: when the first of them
     may have been read."""
-    installed = tuple(os.path.join(folder, "") for folder in _installed_folders())
     paths = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())}
     files = {}
     for path in paths.union(_files_of(failure)):
-        if os.path.isabs(path) and not path.startswith(installed):
+        if os.path.isabs(path) and not _installed(path):
             changed = _changed_at(path)
             files[path] = changed if changed < begun_ns else 0
     return files
@@ -41,10 +41,8 @@ def _files_of(failure: BaseException | None) -> Iterator[str]:
         failure = failure.__cause__ or failure.__context__
 
 
-def _installed_folders() -> set[str]:
-    paths = sysconfig.get_paths()
-    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return folders | {*site.getsitepackages(), site.getusersitepackages()}
+def _installed(path: str) -> bool:
+    return path.startswith(_PYTHON) or not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep))
 
 
 def _changed_at(path: str) -> int:
