@@ -1,17 +1,28 @@
 """The jobs that are measured: no-op ops, in a chain or side by side, under whatever executor is asked for.
 
-The shape and size are in the job's name (``chain_50``, ``fan_150``), the executor in the environment variable
-BENCH_EXECUTOR, so that every process that loads this module by its name finds the same job.  Ops hand nothing on but
-their order (Nothing), so that no IO manager is measured.
+The shape and size are in the job's name (``chain_50``, ``fan_150``, ``mapped_1000``), the executor in the environment
+variable BENCH_EXECUTOR, so that every process that loads this module by its name finds the same job.  Ops hand on
+nothing but their order (Nothing), so that no IO manager is measured.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from dagster import In, JobDefinition, Nothing, Out, in_process_executor, job, multiprocess_executor, op
+from dagster import (
+    DynamicOut,
+    DynamicOutput,
+    In,
+    JobDefinition,
+    Nothing,
+    Out,
+    in_process_executor,
+    job,
+    multiprocess_executor,
+    op,
+)
 
 EXECUTOR = "BENCH_EXECUTOR"
 
@@ -61,11 +72,28 @@ def fan(size: int) -> Callable[[], None]:
     return shape
 
 
+def mapped(size: int) -> Callable[[], None]:
+    """A dynamic step that gives ``size`` keys, and a step for each of them."""
+
+    @op(out=DynamicOut(Nothing))
+    def split() -> Iterator[DynamicOutput[None]]:
+        for number in range(size):
+            yield DynamicOutput(None, mapping_key=f"key_{number}")
+
+    def shape() -> None:
+        split().map(lambda one: step(one))
+
+    return shape
+
+
+SHAPES = {"chain": chain, "fan": fan, "mapped": mapped}
+
+
 def __getattr__(name: str) -> JobDefinition:
     kind, _, size = name.partition("_")
-    if kind not in ("chain", "fan") or not size.isdecimal():
+    if kind not in SHAPES or not size.isdecimal():
         raise AttributeError(name)
-    shape = {"chain": chain, "fan": fan}[kind](int(size))
+    shape = SHAPES[kind](int(size))
     shape.__name__ = shape.__qualname__ = name
     made: JobDefinition = job(executor_def=_executor())(shape)
     globals()[name] = made

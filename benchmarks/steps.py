@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures what a step costs under this executor and others: chains and fan-outs of steps that do nothing.
+"""Measures what a step costs under this executor and others: chains and fan-outs of steps that do nothing; where asked
+for (--shapes mapped: takes minutes a run), mapped steps by the thousand.
 
 Starts its own PostgreSQL (TCP on the loopback, scram passwords, as Dagster's storage and as ours), its own SQS (see
 stub_sqs.py), a worker of ours with two slots, and, where asked for, Redis and a worker of dagster-celery with two
@@ -43,8 +44,8 @@ HERE = Path(__file__).resolve().parent
 SLOTS = 2
 EXECUTORS = ("taskiq", "in_process", "multiprocess", "celery")
 START_SECONDS = 120.0
-SIZES = {"chain": (10, 50), "fan": (30, 150)}
-FEW = {"chain": (2, 6), "fan": (4, 12)}
+SIZES = {"chain": (10, 50), "fan": (30, 150), "mapped": (1000, 10_000)}
+FEW = {"chain": (2, 6), "fan": (4, 12), "mapped": (4, 12)}
 """For executors whose steps take a second and more."""
 
 SLOW = ("multiprocess", "celery")
@@ -59,13 +60,14 @@ CELERY_APP = "dagster_celery.app"
 
 @dataclass(frozen=True)
 class Sample:
-    """One run.  Times in seconds; ``cpu`` by who used it."""
+    """One run.  Times in seconds; ``cpu`` by who used it; ``peak_mib`` of the run worker's memory, so far."""
 
     executor: str
     job: str
     steps: int
     wall: float
     cpu: dict[str, float]
+    peak_mib: float
 
 
 class Driver:
@@ -199,7 +201,7 @@ class Bed:
         time.sleep(0.2)
         after = cpu_seconds(roots)
         cpu = {name: after[name] - before[name] for name in roots}
-        return Sample(driver.executor, job, int(size) + (shape == "fan"), wall, cpu)
+        return Sample(driver.executor, job, int(size) + (shape != "chain"), wall, cpu, peak_mib(driver.pid))
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -218,6 +220,11 @@ def processes() -> dict[int, tuple[int, float]]:
                 continue
             found[int(entry.name)] = (int(fields[1]), sum(map(int, fields[11:15])) / TICKS)
     return found
+
+
+def peak_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
 
 
 def children(pid: int) -> list[int]:
@@ -289,7 +296,9 @@ def measure(options: argparse.Namespace) -> list[Sample]:
             for shape in options.shapes:
                 for index in (0, 1):
                     for driver in made.drivers:
-                        size = sizes_of(driver.executor, shape, options.small)[index]
+                        # A run of thousands of steps is no warm-up.
+                        small = options.small or (shape == "mapped" and not number)
+                        size = sizes_of(driver.executor, shape, small)[index]
                         sample = made.measure(driver, f"{shape}_{size}")
                         if number:
                             samples.append(sample)
@@ -329,6 +338,10 @@ def summary(samples: list[Sample], options: argparse.Namespace) -> list[dict[str
                     "cpu_slope_ms": statistics.median(cpu_slopes),
                     "whole_run_ms_per_step": statistics.median(whole),
                     "cpu_ms_per_step": {name: value for name, value in parts.items() if value >= 0.05},
+                    "run_worker_cpu_slope_ms": statistics.median(
+                        (b.cpu["run worker"] - a.cpu["run worker"]) * 1000 / (b.steps - a.steps) for a, b in pairs
+                    ),
+                    "run_worker_peak_mib": max(one.peak_mib for one in found[large]),
                 }
             )
     return rows
@@ -337,7 +350,7 @@ def summary(samples: list[Sample], options: argparse.Namespace) -> list[dict[str
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{'shape':7}{'executor':14}{'sizes':>10}{'slope ms':>10}{'(spread)':>16}{'CPU slope':>11}{'whole run':>11}"
-        "   CPU by process, ms a step"
+        "   run worker's peak   CPU by process, ms a step"
     ]
     for row in rows:
         low, high = row["slope_spread_ms"]
@@ -345,7 +358,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         sizes = "{}, {}".format(*row["sizes"])
         lines.append(
             f"{row['shape']:7}{row['executor']:14}{sizes:>10}{row['slope_ms']:10.1f}{f'({low:.0f}..{high:.0f})':>16}"
-            f"{row['cpu_slope_ms']:11.1f}{row['whole_run_ms_per_step']:11.1f}   {parts}"
+            f"{row['cpu_slope_ms']:11.1f}{row['whole_run_ms_per_step']:11.1f}{row['run_worker_peak_mib']:16.0f} MiB"
+            f"   {parts}"
         )
     return "\n".join(lines)
 
@@ -361,7 +375,9 @@ def main() -> None:
         choices=EXECUTORS,
         help="what to compare (default: all; celery only with --celery)",
     )
-    parser.add_argument("--shapes", nargs="+", choices=tuple(SIZES), default=list(SIZES), help="default: both")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=tuple(SIZES), default=["chain", "fan"], help="default: chain and fan"
+    )
     parser.add_argument("--small", action="store_true", help="small sizes for all, to try the script out")
     parser.add_argument("--celery", metavar="PYTHON", help="interpreter of an environment with dagster-celery[redis]")
     parser.add_argument(

@@ -209,11 +209,12 @@ def events_of_json(text: str) -> list[DagsterEvent]:
     """Dagster events from the JSON array of their wire forms, which a worker stores with an attempt.
 
     Why: a completed attempt's events come from its row and need no query of the event log."""
-    return [event for item in json.loads(text) if (event := _event_of(item)) is not None]
+    items: Any = deserialize_value(text)
+    found = (deserialize_value(item) if isinstance(item, str) else item for item in items)
+    return [event for item in found if (event := _event_of(item)) is not None]
 
 
-def _event_of(item: Any) -> DagsterEvent | None:
-    value = deserialize_value(item if isinstance(item, str) else json.dumps(item))
+def _event_of(value: Any) -> DagsterEvent | None:
     return value if isinstance(value, DagsterEvent) else getattr(value, "dagster_event", None)
 
 
@@ -290,18 +291,32 @@ class KnownStates:
     def __init__(self, plan: Any) -> None:
         self._plan = plan
         self._sources: dict[str, tuple[str, str]] = {}
+        self._state: Any = None
+        self._given: set[Any] = set()
+
+    def output(self, handle: Any) -> None:
+        """An output was given.  To ask the plan for its state takes the longer the more outputs there are."""
+        self._given.add(handle)
+
+    def mappings_changed(self) -> None:
+        """A step with dynamic outputs has ended."""
+        self._state = None
 
     def known(self, active: Any, step: Any, losses: int) -> Any:
         """As Dagster's record."""
-        return self.reduced(active.get_known_state(), step, losses)
+        if self._state is None:
+            self._state = active.get_known_state()
+        return self._reduced(self._state, step, active.retry_state.get_attempt_count(step.key) - losses)
 
     def reduced(self, state: Any, step: Any, losses: int) -> Any:
         """The same of a record that there is already."""
+        return self._reduced(state, step, state.previous_retry_attempts.get(step.key, 0) - losses)
+
+    def _reduced(self, state: Any, step: Any, attempts: int) -> Any:
         inputs = {handle for one in step.step_inputs for handle in one.get_step_output_handle_dependencies()}
-        attempts = state.previous_retry_attempts.get(step.key, 0) - losses
         return state._replace(
             previous_retry_attempts={step.key: attempts} if attempts > 0 else {},
-            ready_outputs=inputs & state.ready_outputs,
+            ready_outputs={handle for handle in inputs if handle in state.ready_outputs or handle in self._given},
             dynamic_mappings=self._mappings(step, inputs, state.dynamic_mappings),
             parent_state=_past_state_of(inputs, state.parent_state),
         )

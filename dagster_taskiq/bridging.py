@@ -154,10 +154,12 @@ class StepBridge:
         key = (step.key, number)
         if key in self._waiting:
             raise ValueError(f"attempt {number} of step {step.key!r} is under way already")
+        stored: dict[str, str] = {}
         message = step_message(
             self._run,
             *key,
-            {**self._texts, payload.KNOWN_STATE: serialize_value(known)},
+            payload.spill({**self._texts, payload.KNOWN_STATE: serialize_value(known)}, stored),
+            stored,
             settings=self._settings,
             own=own,
             retry_mode=_dagster.retry_mode_name(step_context.plan_data.retry_mode.for_inner_plan()),

@@ -185,9 +185,19 @@ class RunCoordinator:
 
     # ---- the way out ------------------------------------------------------------------------------------------------
 
-    def submit(self, attempts: Sequence[tuple[str, int, str]]) -> None:
-        """Insert rows for (step key, attempt, queue), then send their messages."""
-        self._sender.submit(attempts)
+    def submit(self, attempts: Sequence[tuple[str, int, str]], *, held: bool = False) -> None:
+        """Insert rows for (step key, attempt, queue), then send their messages; ``held``: after :meth:`release`."""
+        self._sender.submit(attempts, held=held)
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """Attempts that were held may be sent."""
+        self._sender.release(keys)
+
+    def send_out(self, patience: float) -> None:
+        """Go on until every message has been handed to SQS's client; at most ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        while self._sender.under_way and (left := deadline - time.monotonic()) > 0:
+            self._requests.pump(left)
 
     def adopt(self, row: StepRow) -> None:
         """Carry on with a row of a coordinator before this one, whatever its state."""

@@ -22,6 +22,8 @@ class Flight:
     """Of its messages, on a FIFO queue; None: it has one of its own."""
     message_id: str | None = None
     sends: int = 0
+    held: bool = False
+    """No message of it may be sent yet."""
     vanished: int = 0
     """How often it was sent again because the queue had fewer messages than rows."""
 

@@ -22,7 +22,7 @@ import dagster
 
 from dagster_taskiq import fencing, payload
 from dagster_taskiq.config import Settings
-from dagster_taskiq.notices import Ended, Notice
+from dagster_taskiq.notices import Ended, Key, Notice
 from dagster_taskiq.step_process import hand_over, load_entry_point, run_console_script
 from dagster_taskiq.store import Outcome, RunRow, StepRow
 
@@ -93,8 +93,14 @@ class InlineWorker:
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    def submit(self, attempts: Sequence[tuple[str, int, str]]) -> None:
+    def submit(self, attempts: Sequence[tuple[str, int, str]], *, held: bool = False) -> None:
         self._waiting.extend(_Waiting(*attempt) for attempt in attempts)
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """Nothing runs before :meth:`wait`."""
+
+    def send_out(self, patience: float) -> None:
+        """Nothing is sent."""
 
     def poll(self) -> None:
         """Nothing goes out by itself."""

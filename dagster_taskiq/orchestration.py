@@ -58,6 +58,12 @@ T = TypeVar("T")
 SUBMIT: Final = 10
 """Steps that get their rows and messages together."""
 
+SUBMIT_AT_ONCE: Final = 200
+"""Steps that are sent before it is looked what else has happened."""
+
+SEND_PATIENCE: Final = 0.02
+"""Seconds to wait for rows, so that their messages are on their way before it is told how other steps ended."""
+
 READ_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 """Seconds between attempts to read Dagster's log: a minute, as a fail-over may take."""
 
@@ -94,15 +100,16 @@ def step_message(
     run: DagsterRun,
     step_key: str,
     attempt: int,
-    texts: Mapping[str, str],
+    parts: Mapping[str, str | payload.StoredPart],
+    stored: Mapping[str, str],
     *,
     settings: Settings,
     own: tags.StepSettings,
     retry_mode: str,
     live_outputs: bool = False,
 ) -> Message:
-    """``texts``: the parts of the message; ``own``: the settings of the step."""
-    stored: dict[str, str] = {}
+    """``parts``: of the message; ``stored``: digest -> text of those that it only names; ``own``: the settings of the
+    step."""
     task = payload.StepTask(
         run_id=run.run_id,
         step_key=step_key,
@@ -115,7 +122,7 @@ def step_message(
         visibility=own.visibility_timeout,
         sent_at=time.time(),
         retry_mode=retry_mode,
-        parts=payload.spill(texts, stored),
+        parts=parts,
         time_limit=own.time_limit,
         memory_limit=own.memory_limit,
         live_outputs=live_outputs,
@@ -160,13 +167,20 @@ class RunOrchestration:
         self._live_outputs = _dagster.feeds_outputs_live(dependency_config)
         self._fed: set[tuple[str, str]] = set()
         self._stopping = False
-        self._texts = {
-            payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),
-            payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
-        }
+        self._stored: dict[str, str] = {}
+        self._parts = payload.spill(
+            {
+                payload.JOB_ORIGIN: _dagster.job_origin_of(plan_context),
+                payload.INSTANCE_REF: serialize_value(self._instance.get_ref()),
+            },
+            self._stored,
+        )
         self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
         self._celery_tags: dict[str, str] = {}
         self._step_settings: dict[str, tags.StepSettings] = {}
+        self._untold: list[tuple[Any, Ended]] = []
+        self._more_ready = False
+        self._uneven = False
 
     # ---- from the first event to the last ---------------------------------------------------------------------------
 
@@ -294,9 +308,8 @@ class RunOrchestration:
                 yield from self._interrupted(settle)
             if not self._stopping:
                 yield from self._advance()
-                if self._active.is_complete:
-                    break
-            elif not coordinator.in_flight:
+            yield from self._tell()
+            if self._active.is_complete if not self._stopping else not coordinator.in_flight:
                 break
             yield from self._handle(coordinator.wait(self._patience()))
         if self._stopping:
@@ -309,19 +322,24 @@ class RunOrchestration:
         while True:
             self._ready.clear()
             limit = self._settings.max_concurrent
-            room = None if limit is None else max(0, limit - len(self._sent))
+            room = SUBMIT_AT_ONCE if limit is None else min(SUBMIT_AT_ONCE, max(0, limit - len(self._sent)))
             steps = self._active.get_steps_to_execute(limit=room)
             yield from self._active.concurrency_event_iterator(self._context)
             yield from self._submit(steps)
-            skipped = list(self._active.plan_events_iterator(self._context))
+            self._more_ready = len(steps) == SUBMIT_AT_ONCE
+            # Each question to the plan takes the longer the more steps it has.
+            skipped = list(self._active.plan_events_iterator(self._context)) if self._uneven else []
             yield from skipped
-            if not steps and not skipped:
+            if not skipped:
                 return
+            self._known_states.mappings_changed()
 
     def _patience(self) -> float | None:
         """Seconds until a step may be ready without anything having happened; None: never."""
         if self._stopping:
             return None
+        if self._more_ready:
+            return 0.0
         pauses = [moment - time.time() + 0.01 for moment in self._retry_times.values()]
         if self._pools.has_pending_claims():
             pauses.append(self._pools.interval_to_next_pending_claim_check())
@@ -362,18 +380,22 @@ class RunOrchestration:
         for start in range(0, len(steps), SUBMIT):
             attempts = []
             for step in steps[start : start + SUBMIT]:
-                attempt = self._next_attempt(step.key)
-                queue = self._settings_of(step).queue
                 self._sent[step.key] = step
                 self._retry_times.pop(step.key, None)
-                attempts.append((step.key, attempt, queue))
-                yield _dagster.step_worker_starting(
-                    self._context.for_step(step),
-                    f'Sending step "{step.key}" to queue "{queue}" (attempt {attempt}).',
-                    {"queue": queue, _dagster.ATTEMPT_METADATA: attempt},
-                )
-            self._coordinator.submit(attempts)
+                attempts.append((step.key, self._next_attempt(step.key), self._settings_of(step).queue))
+            # The rows go into the store while the events are written; a message may go when its event is in the log.
+            self._coordinator.submit(attempts, held=True)
+            for step_key, attempt, queue in attempts:
+                yield self._starting(step_key, attempt, queue)
+            self._coordinator.release([(step_key, attempt) for step_key, attempt, _ in attempts])
             self._coordinator.poll()
+
+    def _starting(self, step_key: str, attempt: int, queue: str) -> DagsterEvent:
+        return _dagster.step_worker_starting(
+            self._context.for_step(self._sent[step_key]),
+            f'Sending step "{step_key}" to queue "{queue}" (attempt {attempt}).',
+            {"queue": queue, _dagster.ATTEMPT_METADATA: attempt},
+        )
 
     def _next_attempt(self, step_key: str) -> int:
         return int(self._active.retry_state.get_attempt_count(step_key)) + 1
@@ -381,11 +403,13 @@ class RunOrchestration:
     def _message(self, step_key: str, attempt: int) -> Message:
         step = self._sent[step_key]
         known_state = self._known_states.text(self._active, step, self._losses.get(step_key, 0))
+        stored = dict(self._stored)
         return step_message(
             self._run,
             step_key,
             attempt,
-            {**self._texts, payload.KNOWN_STATE: known_state},
+            {**self._parts, **payload.spill({payload.KNOWN_STATE: known_state}, stored)},
+            stored,
             settings=self._settings,
             own=self._settings_of(step),
             retry_mode=self._step_retry_mode,
@@ -475,6 +499,7 @@ class RunOrchestration:
                     continue
                 self._fed.add((output.step_key, output.output_name))
             self._active.handle_event(event)
+            self._known_states.output(output)
 
     def _read(self, read: Callable[[], T]) -> T:
         return read_patiently(read, self._coordinator.idle, self._run.run_id)
@@ -495,13 +520,30 @@ class RunOrchestration:
             if not self._stopping:
                 self._stop()
             return
-        hint = stories.memory_hint(self._settings_of(context.step).memory_limit, events, outcome)
-        yield _dagster.engine_event(context, stories.story(outcome) + hint, stories.details(notice))
         terminal = _dagster.terminal_event(events)
+        if terminal is not None and terminal.is_step_success:
+            # First let those start that have waited for it.
+            self._feed(events, terminal)
+            self._untold.append((context, notice))
+            return
+        hint = stories.memory_hint(self._settings_of(context.step).memory_limit, events, outcome)
+        yield self._story(context, notice, hint)
         if terminal is None:
             terminal = self._decide(context, notice, events, hint)
             yield terminal
         self._feed(events, terminal)
+
+    def _tell(self) -> Iterator[DagsterEvent]:
+        """Where the steps ran that have succeeded."""
+        if self._untold:
+            self._coordinator.send_out(SEND_PATIENCE)
+        untold, self._untold = self._untold, []
+        for context, notice in untold:
+            yield self._story(context, notice)
+            self._coordinator.poll()
+
+    def _story(self, context: Any, notice: Ended, hint: str = "") -> DagsterEvent:
+        return _dagster.engine_event(context, stories.story(notice.outcome) + hint, stories.details(notice))
 
     def _decide(self, context: Any, notice: Ended, events: list[DagsterEvent], hint: str) -> DagsterEvent:
         """The event that ends an attempt whose process could not log one."""
@@ -531,6 +573,12 @@ class RunOrchestration:
     def _feed(self, events: Sequence[DagsterEvent], terminal: DagsterEvent) -> None:
         """Tell the plan how a step ended.  Outputs count only when the attempt was the last one."""
         step_key = str(terminal.step_key)
+        step = self._active.get_step_by_key(step_key)
+        if any(output.is_dynamic for output in step.step_outputs):
+            self._known_states.mappings_changed()
+        if not (terminal.is_step_up_for_retry or (terminal.is_step_success and self._gave_everything(step, events))):
+            # From now on steps may have to be skipped, some of them only when further ones have succeeded.
+            self._uneven = True
         if terminal.is_step_skipped:
             self._active.mark_skipped(step_key)
             self._pools.free_step(step_key)
@@ -540,6 +588,11 @@ class RunOrchestration:
             if terminal.is_step_up_for_retry and terminal.step_retry_data.seconds_to_wait:
                 self._retry_times[step_key] = time.time() + terminal.step_retry_data.seconds_to_wait
         self._sent.pop(step_key, None)
+
+    @staticmethod
+    def _gave_everything(step: Any, events: Sequence[DagsterEvent]) -> bool:
+        given = {event.step_output_data.output_name for event in events if event.is_successful_output}
+        return all(output.name in given for output in step.step_outputs)
 
     def _outputs_that_count(self, events: Sequence[DagsterEvent], terminal: DagsterEvent) -> list[DagsterEvent]:
         if terminal.is_step_up_for_retry and not self._live_outputs:
@@ -597,6 +650,8 @@ class RunOrchestration:
             self._active.retry_state.mark_attempt(step.key)
         if so_far.row is not None:
             self._sent[step.key] = step
+            if so_far.row.state == "queued" and not so_far.announced:
+                yield self._starting(step.key, so_far.row.attempt, so_far.row.queue)
             self._coordinator.adopt(so_far.row)
         elif so_far.final is not None:
             yield from so_far.events
@@ -613,6 +668,8 @@ class RunOrchestration:
                 if not so_far.has_ended(step.key):
                     yield _dagster.step_skipped_event(self._context.for_step(step))
                 self._active.mark_skipped(step.key)
+            self._uneven = True
+            self._known_states.mappings_changed()
         while steps := self._active.get_steps_to_abandon():
             for step in steps:
                 self._active.mark_abandoned(step.key)

@@ -57,8 +57,8 @@ class Batch:
     """Attempts on their way into rows and onto queues."""
 
     keys: list[Key]
-    bodies: dict[Key, bytes]
-    parts: dict[str, str]
+    bodies: dict[Key, bytes] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     failures: int = 0
 
 
@@ -109,17 +109,30 @@ class Sender:
         self._on_sent = on_sent
         self._queues: dict[str, Queue] = {}
         self._stored_parts: set[str] = set()
+        self._held: dict[Key, bytes] = {}
+        self.under_way = 0
+        """Batches whose rows are not in the store yet."""
 
-    def submit(self, attempts: Sequence[tuple[str, int, str]]) -> None:
-        """Insert rows for (step key, attempt, queue), then send their messages."""
+    def submit(self, attempts: Sequence[tuple[str, int, str]], *, held: bool = False) -> None:
+        """Insert rows for (step key, attempt, queue), then send their messages; those that are held, after
+        :meth:`release`."""
         now = time.monotonic()
-        batch = Batch([], {}, {})
+        batch = Batch([(step_key, attempt) for step_key, attempt, _ in attempts])
         for step_key, attempt, queue in attempts:
-            key = (step_key, attempt)
-            self._run.flights[key] = Flight(queue, now)
+            self._run.flights[(step_key, attempt)] = Flight(queue, now, held=held)
             self._queue(queue)
-            self._add_to(batch, key)
+        self.under_way += 1
         self._publish(batch)
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """Their messages may go."""
+        ready = []
+        for key in keys:
+            if (flight := self._run.flights.get(key)) is not None:
+                flight.held = False
+            if (body := self._held.pop(key, None)) is not None:
+                ready.append((key, body))
+        self._send(ready)
 
     def adopt(self, row: StepRow) -> None:
         """Carry on with a row of a coordinator before this one, whatever its state."""
@@ -133,10 +146,9 @@ class Sender:
 
     def send_again(self, keys: Iterable[Key]) -> None:
         """One more message for rows that are there."""
-        batch = Batch([], {}, {})
-        for key in keys:
-            if key in self._run.flights:
-                self._add_to(batch, key)
+        batch = Batch([key for key in keys if key in self._run.flights])
+        for key in batch.keys:
+            self._add_to(batch, key)
         if not batch.keys:
             return
 
@@ -168,18 +180,22 @@ class Sender:
     def _add_to(self, batch: Batch, key: Key) -> None:
         message = self._make_message(*key)
         self._run.flights[key].group = message.group
-        batch.keys.append(key)
         batch.bodies[key] = message.body
         batch.parts.update((digest, text) for digest, text in message.parts.items() if digest not in self._stored_parts)
 
     def _publish(self, batch: Batch) -> None:
         rows = [(*key, self._run.flights[key].queue) for key in batch.keys]
-        operations: list[Operation[Any]] = [self._store.put_part(digest, text) for digest, text in batch.parts.items()]
-        operations.append(self._store.enqueue(self._run.id, self._run.generation, rows))
+        operations: list[Operation[Any]] = [self._store.enqueue(self._run.id, self._run.generation, rows)]
+        # The messages are made while the rows are on their way.
+        for key in batch.keys:
+            if key not in batch.bodies:
+                self._add_to(batch, key)
+        operations += [self._store.put_part(digest, text) for digest, text in batch.parts.items()]
 
         def published(results: list[Any]) -> None:
+            self.under_way -= 1
             self._stored_parts.update(batch.parts)
-            inserted = set(map(tuple, results[-1]))
+            inserted = set(map(tuple, results[0]))
             absent = [key for key in batch.keys if key not in inserted]
             self._send([(key, batch.bodies[key]) for key in batch.keys if key in inserted])
             if absent:
@@ -210,8 +226,13 @@ class Sender:
     def _send(self, messages: list[tuple[Key, bytes]]) -> None:
         by_queue: dict[str, list[tuple[Key, bytes]]] = defaultdict(list)
         for key, body in messages:
-            if key in self._run.flights:
-                by_queue[self._run.flights[key].queue].append((key, body))
+            flight = self._run.flights.get(key)
+            if flight is None:
+                continue
+            if flight.held:
+                self._held[key] = body
+            else:
+                by_queue[flight.queue].append((key, body))
         for queue, entries in by_queue.items():
             for chunk in _chunks(entries):
                 self._send_chunk(self._queue(queue), chunk, 0)

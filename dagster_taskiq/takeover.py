@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from dagster import DagsterEvent
+from dagster import DagsterEvent, DagsterEventType
 
 from dagster_taskiq import _dagster
 from dagster_taskiq.notices import Key
@@ -29,6 +29,15 @@ class StepSoFar:
     row: StepRow | None = None
     history: list[DagsterEvent] = field(default_factory=list)
     """What is in the log of all its attempts."""
+
+    @property
+    def announced(self) -> bool:
+        """Whether the log says that the attempt of the row is being sent."""
+        return self.row is not None and any(
+            _dagster.starting_attempt(event) == self.row.attempt
+            for event in self.history
+            if event.event_type is DagsterEventType.STEP_WORKER_STARTING
+        )
 
 
 class RunSoFar:

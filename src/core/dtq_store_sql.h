@@ -290,10 +290,13 @@ static const struct dtq_statement statements[] = {
     {"outcomes", "tTIb", "tititttjjtifffffi",
      "SELECT s.step_key, s.attempt, s.state, s.generation, s.owner, s.worker_name, s.host, s.events, s.error, "
      "s.reason, s.deliveries, " EPOCH("s.queued_at") ", " EPOCH("s.claimed_at") ", " EPOCH("s.started_at") ", "
-     EPOCH("s.finished_at") ", " EPOCH("s.lease") ", s.pid FROM dagster_taskiq_steps s "
-     "WHERE s.run_id = $1::text AND s.state <> 'claimed' AND ($4::bool IS NOT TRUE OR s.state <> 'queued') "
-     "AND ($2::text[] IS NULL OR (s.step_key, s.attempt) IN (SELECT k, a FROM unnest($2::text[], "
-     "$3::int[]) AS asked(k, a))) ORDER BY s.finished_at, s.step_key, s.attempt"},
+     EPOCH("s.finished_at") ", " EPOCH("s.lease") ", s.pid FROM "
+     /* Those that are asked for by their key: what else the run has does not count. */
+     "(SELECT s.* FROM (SELECT DISTINCT k, a FROM unnest($2::text[], $3::int[]) AS u(k, a)) AS asked "
+     "JOIN dagster_taskiq_steps s ON s.run_id = $1::text AND s.step_key = asked.k AND s.attempt = asked.a "
+     "UNION ALL SELECT s.* FROM dagster_taskiq_steps s WHERE $2::text[] IS NULL AND s.run_id = $1::text) AS s "
+     "WHERE s.state <> 'claimed' AND ($4::bool IS NOT TRUE OR s.state <> 'queued') "
+     "ORDER BY s.finished_at, s.step_key, s.attempt"},
 
     /* run_id */
     {"steps", "t", STEP_COLUMN_TYPES,

@@ -28,7 +28,7 @@ from dagster_taskiq.notices import Cancelling, Ended, Notice, Trouble, Untaken
 from dagster_taskiq.requests import LAST_RETRY, retry_pause
 from dagster_taskiq.sender import Message
 from dagster_taskiq.sqs import Credentials, make_client
-from dagster_taskiq.store import IdempotencyStore, run_application_name, step_application_name
+from dagster_taskiq.store import IdempotencyStore, run_application_name, run_channel, step_application_name
 
 Make = Callable[..., RunCoordinator]
 
@@ -107,6 +107,22 @@ def test_a_queued_row_of_a_run_that_is_cancelled_is_settled_whoever_cancels(
     services.rows(database_url, "UPDATE dagster_taskiq_runs SET state = 'cancelling'")
     wait_for_notice(coordinator, Cancelling)
     assert wait_for_notice(coordinator, Ended).outcome.state == "cancelled"
+
+
+def test_nothing_is_sent_before_it_is_released(make: Make, queue: services.Queue, database_url: str) -> None:
+    """Not even when the row is said to be in the queue again."""
+    coordinator = make()
+    coordinator.begin()
+    coordinator.submit([("held", 1, queue.name)], held=True)
+    sql = "SELECT 1 FROM dagster_taskiq_steps WHERE state = 'queued'"
+    services.wait_for(lambda: coordinator.poll() or services.rows(database_url, sql), "the row")
+    again = json.dumps({"step_key": "held", "attempt": 1, "state": "queued"})
+    services.rows(database_url, "SELECT pg_notify(%s, %s)", [run_channel("a-run"), again])
+    coordinator.submit([("other", 1, queue.name)])
+    services.wait_for(lambda: coordinator.poll() or queue.counts()[0], "the other one's message")
+    assert queue.counts()[0] == 1
+    coordinator.release([("held", 1)])
+    services.wait_for(lambda: coordinator.poll() or queue.counts()[0] == 2, "the message")
 
 
 def test_an_attempt_that_is_cancelled_before_it_has_a_row_never_starts(make: Make, queue: services.Queue) -> None:

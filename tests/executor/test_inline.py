@@ -10,6 +10,7 @@ import executor_jobs as jobs
 import pytest
 from dagster import DagsterInstance, execute_job, reconstructable
 
+from dagster_taskiq import orchestration
 from dagster_taskiq.testing import taskiq_instance
 
 __all__ = ["taskiq_instance"]
@@ -34,6 +35,14 @@ def test_jobs_succeed(taskiq_instance: DagsterInstance, name: str) -> None:
     result = execute_job(reconstructable(getattr(jobs, name)), taskiq_instance)
     assert result.success
     assert (dict(os.environ), sys.argv) == before
+
+
+@pytest.mark.parametrize("name", ["fan_out", "dynamic"])
+def test_steps_that_are_not_sent_all_at_once(
+    taskiq_instance: DagsterInstance, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestration, "SUBMIT_AT_ONCE", 2)
+    assert execute_job(reconstructable(getattr(jobs, name)), taskiq_instance).success
 
 
 def test_a_step_has_the_events_that_it_has_on_a_worker(taskiq_instance: DagsterInstance) -> None:

@@ -342,9 +342,10 @@ END_OF_WRITERS = (
 
 
 def success_of(bench: Bench, run: DagsterRun) -> str:
-    """The event of the step's success as its worker would write it into the row."""
+    """The events of the step's output and success as its worker would write them into the row."""
     entries = [entry.dagster_event for entry in bench.instance.all_logs(run.run_id)]
-    return json.dumps([serialize_value(event) for event in entries if event is not None and event.is_step_success])
+    told = [event for event in entries if event is not None and (event.is_successful_output or event.is_step_success)]
+    return json.dumps([serialize_value(event) for event in told])
 
 
 def test_a_superseded_run_worker_opens_no_connection_to_the_log(bench: Bench) -> None:
@@ -398,3 +399,5 @@ def test_an_outage_under_an_event_leaves_the_run_to_the_next_run_worker(bench: B
         second.wait()
         assert bench.status(run) == DagsterRunStatus.SUCCESS.value, second.output
         assert telling(bench.logged(run.run_id)["one"]).count("SUCCESS") == 1
+        # Its row was there, and the event that comes before its message was not.
+        assert telling(bench.logged(run.run_id)["second"]) == ["WORKER_STARTING", "WORKER_STARTED", "START", "SUCCESS"]
