@@ -122,11 +122,10 @@ class Lender:
         import psycopg2
 
         try:
-            # The server's answer to an encrypted request would be needed by both processes.
-            options = {"connect_timeout": CONNECT_SECONDS, "application_name": NAME, **self._options}
-            connection = psycopg2.connect(
-                *self._arguments, **options, gssencmode="disable", connection_factory=connection_class()
-            )
+            options = {"application_name": NAME, **self._options}
+            # The state of an encrypted connection could not be shared; and the warm parent has others to look after.
+            options.update(gssencmode="disable", connect_timeout=CONNECT_SECONDS)
+            connection = psycopg2.connect(*self._arguments, **options, connection_factory=connection_class())
             connection.put_aside = lambda _connection: False
             if connection.info.ssl_in_use:
                 connection.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -44,6 +43,12 @@ ADOPT_TIMEOUT = 10.0
 EXIT_TIMEOUT = 10.0
 """Seconds for a warm parent to tell of a step process that is dead."""
 
+STEPS_MAX = 10_000
+"""Step processes of one warm parent."""
+
+GROWTH_MAX_MIB = 128
+"""By how much a warm parent may grow."""
+
 SPARE_SECONDS = 10.0
 """How long a spare step process is kept unused.  Steps of a run come closer together than that; a worker without work
 has none.
@@ -67,7 +72,9 @@ class WarmParentHandle:
         self._board = board
         self._on_warning = on_warning
         self._steps: dict[int, StepProcess] = {}
-        self._ids = itertools.count(1)
+        self._made = 0
+        self._resident_kib = 0
+        self._grown_kib = 0
         self._spare: StepProcess | None = None
         self._making_spare = False
         self._process: _Process | None = None
@@ -193,7 +200,8 @@ class WarmParentHandle:
     async def _start_step(self) -> StepProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        step = StepProcess(self, next(self._ids), ours)
+        self._made += 1
+        step = StepProcess(self, self._made, ours)
         self._steps[step.id] = step
         try:
             with theirs:
@@ -253,14 +261,25 @@ class WarmParentHandle:
             self._end_unseen(step)
         self._end_if_of_no_use()
 
-    def retire_if_outdated(self) -> None:
-        """Another warm parent makes the next steps when the code that this one has imported has changed."""
-        path = None if self.leaving else changed_file(self._files)
-        if path is not None:
-            logger.info("%s has changed: importing the code location again", path, extra=fields(pid=self.pid))
+    def retire_if_due(self) -> None:
+        """Another warm parent makes the next steps when the code that this one has imported has changed, or when it has
+        made many or has grown: whatever it leaks, each of its step processes has.
+        """
+        why = None if self.leaving else self._why_retire()
+        if why is not None:
+            logger.info("%s: importing the code location again", why, extra=fields(pid=self.pid))
             self._retired = True
             self._let_go(self._spare)
             self._end_if_of_no_use()
+
+    def _why_retire(self) -> str | None:
+        if (path := changed_file(self._files)) is not None:
+            return f"{path} has changed"
+        if self._made >= STEPS_MAX:
+            return f"a warm parent has made {self._made} step processes"
+        if self._grown_kib > GROWTH_MAX_MIB * 1024:
+            return f"a warm parent has grown by {self._grown_kib // 1024} MiB"
+        return None
 
     def on_seen_dead(self, step: StepProcess) -> None:
         """The kernel says that a step process is dead; this parent is to say so too."""
@@ -368,6 +387,7 @@ class WarmParentHandle:
             for text in frame.get("warnings", ()):
                 self._on_warning(text)
             self._files = frame.get("files", {})
+            self._resident_kib = frame["resident_kib"]
             if not self._ready.done():
                 self._ready.set_result(None)
             return
@@ -380,6 +400,7 @@ class WarmParentHandle:
             self._steps.pop(step.id, None)
             step.on_refused(frame["error"])
         elif kind == "exited":
+            self._grown_kib = frame["resident_kib"] - self._resident_kib
             self._forget(step)
             step.on_exited(Exit(frame["exit_code"], frame["signal"], frame["max_rss_kib"], frame["cpu_seconds"]))
             self._end_if_of_no_use()
@@ -500,7 +521,7 @@ class WarmParents:
     async def _make_room(self, wanted: Key) -> None:
         """Drop what is of no use any more, and idle ones when there is no room for the one that is wanted."""
         if (task := self._parents.get(wanted)) is not None and _succeeded(task):
-            task.result().retire_if_outdated()
+            task.result().retire_if_due()
         while (task := self._parents.get(wanted)) is not None and _is_over(task):
             await self._drop(wanted)
         for key, task in list(self._parents.items()):

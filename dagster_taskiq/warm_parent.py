@@ -15,11 +15,12 @@ worker   ``leave``                                        kill every step proces
 worker   end of stream                                    the same; under a supervisor, wait for the next worker
 worker   ``adopt`` worker, over ``--keeper``; control     answered by ``adopted`` (:mod:`dagster_taskiq.kept_parents`)
          socket and board as descriptors
-parent   ``ready`` isolation, warnings                    what was decided, and why
+parent   ``ready`` isolation, warnings, files,            what was decided, and why; what was imported
+         resident_kib
 parent   ``started`` id, pid, pid_start                   it waits for its attempt on its channel
 parent   ``refused`` id, error                            there is no such process
 parent   ``exited`` id, exit_code or signal, max_rss_kib, reaped; its process group has been killed
-         cpu_seconds
+         cpu_seconds, resident_kib (of the warm parent)
 ======== ================================================ ==========================================================
 
 It has one thread, no event loop and no connection, because it forks: a lock that another thread holds, or a socket that
@@ -137,7 +138,7 @@ class WarmParent:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._control.send({"op": "adopted", "files": self._files})
+            self._control.send({"op": "adopted", "resident_kib": resident_kib(), "files": self._files})
         return True
 
     def _take_signals(self) -> None:
@@ -187,7 +188,15 @@ class WarmParent:
         self._take_signals()
         self._reap()
         how = "fork" if self._forks else "spawn"
-        self._control.send({"op": "ready", "isolation": how, "warnings": warnings, "files": self._files})
+        self._control.send(
+            {
+                "op": "ready",
+                "isolation": how,
+                "warnings": warnings,
+                "files": self._files,
+                "resident_kib": resident_kib(),
+            }
+        )
 
     @contextlib.contextmanager
     def _dying_with_worker(self) -> Iterator[None]:
@@ -346,6 +355,7 @@ class WarmParent:
                     "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
                     "max_rss_kib": usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss // 1024,
                     "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                    "resident_kib": resident_kib(),
                 }
             )
 
@@ -384,6 +394,15 @@ def process_start(pid: int) -> str:
             return file.read().rpartition(b")")[2].split()[19].decode()
     except OSError:
         return ""
+
+
+def resident_kib() -> int:
+    """Memory of this process; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * (os.sysconf("SC_PAGESIZE") // 1024)
+    except OSError:
+        return 0
 
 
 def _signal_group(pid: int, signum: int) -> None:

@@ -17,27 +17,29 @@ from dagster import DagsterInstance, serialize_value
 from dagster_taskiq import _core, processes
 from dagster_taskiq.processes import WarmParentHandle, WarmParents
 
+Origins = tuple[str, str, str]
 Test = Callable[[WarmParents, WarmParentHandle], Awaitable[None]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Test], None]:
-    """Runs a test with a warm parent, which starts its steps as fresh processes: it imports nothing itself."""
+def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Origins:
+    """Code location, job origin, instance reference; nothing is imported for them."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with DagsterInstance.get() as instance:
-        reference = serialize_value(instance.get_ref())
+        return "", json.dumps({"repository_origin": {"name": "made up"}}), serialize_value(instance.get_ref())
 
-    def run_(test: Test) -> None:
-        async def with_parent() -> None:
-            parents = WarmParents(_core.FenceBoard(4), isolation="spawn")
-            try:
-                await test(parents, await parents.get("", json.dumps({"repository_origin": {"name": "x"}}), reference))
-            finally:
-                await parents.close()
 
-        asyncio.run(with_parent())
+def run(origins: Origins, test: Test) -> None:
+    """``test`` with a warm parent, which starts its steps as fresh processes: it imports nothing itself."""
 
-    return run_
+    async def with_parent() -> None:
+        parents = WarmParents(_core.FenceBoard(4), isolation="spawn")
+        try:
+            await test(parents, await parents.get(*origins))
+        finally:
+            await parents.close()
+
+    asyncio.run(with_parent())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -58,7 +60,7 @@ async def spare_of(parent: WarmParentHandle) -> int:
     return pid
 
 
-def test_the_next_step_gets_it(run: Any) -> None:
+def test_the_next_step_gets_it(origins: Origins) -> None:
     async def test(_parents: WarmParents, parent: WarmParentHandle) -> None:
         pid = await spare_of(parent)
         assert parent.idle
@@ -71,10 +73,10 @@ def test_the_next_step_gets_it(run: Any) -> None:
             one.dismiss()
             assert (await one.wait()).exit_code == 0
 
-    run(test)
+    run(origins, test)
 
 
-def test_a_dead_one_is_not_used(run: Any) -> None:
+def test_a_dead_one_is_not_used(origins: Origins) -> None:
     async def test(_parents: WarmParents, parent: WarmParentHandle) -> None:
         pid = await spare_of(parent)
         os.kill(pid, signal.SIGKILL)
@@ -85,10 +87,10 @@ def test_a_dead_one_is_not_used(run: Any) -> None:
         step.dismiss()
         await step.wait()
 
-    run(test)
+    run(origins, test)
 
 
-def test_it_is_not_kept_for_long(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_kept_for_long(origins: Origins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SPARE_SECONDS", 0.0)
 
     async def test(_parents: WarmParents, parent: WarmParentHandle) -> None:
@@ -98,10 +100,10 @@ def test_it_is_not_kept_for_long(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
         assert parent.alive
         assert not parent.has_spare
 
-    run(test)
+    run(origins, test)
 
 
-def test_it_goes_with_a_warm_parent_that_is_given_up(run: Any) -> None:
+def test_it_goes_with_a_warm_parent_that_is_given_up(origins: Origins) -> None:
     async def test(_parents: WarmParents, parent: WarmParentHandle) -> None:
         pid = await spare_of(parent)
         parent.give_up("for a test")
@@ -109,7 +111,32 @@ def test_it_goes_with_a_warm_parent_that_is_given_up(run: Any) -> None:
         parent.keep_spare()
         assert not parent.has_spare
 
-    run(test)
+    run(origins, test)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("STEPS_MAX", 1), ("GROWTH_MAX_MIB", -1)])
+def test_a_warm_parent_that_has_done_enough(
+    origins: Origins, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """Another one takes its place, and its last step goes on to its end."""
+
+    async def test(parents: WarmParents, parent: WarmParentHandle) -> None:
+        # How much it has grown is told when a step process has ended.
+        first = await parent.take_step()
+        first.dismiss()
+        await first.wait()
+        assert await parents.get(*origins) is parent
+        step = await parent.take_step()
+        monkeypatch.setattr(processes, limit, value)
+        successor = await parents.get(*origins)
+        assert successor is not parent
+        assert not parent.alive
+        assert services.alive(step.pid)
+        step.dismiss()
+        assert (await step.wait()).exit_code == 0
+        await until(lambda: not services.alive(parent.pid))
+
+    run(origins, test)
 
 
 def test_a_worker_keeps_one_where_it_has_a_slot_for_it(stage: Any, start_worker: Any) -> None:
