@@ -429,7 +429,7 @@ class Stack:
             history=self.history_lines(),
             rows=[Row(*row) for row in steps],
             log=[
-                Logged(run, step, order, kind, json.loads(event)["dagster_event"]["pid"])
+                Logged(run, step, order, kind, json.loads(event)["dagster_event"]["pid"], _is_outage(kind, event))
                 for run, step, order, kind, event in log
             ],
             runs=[
@@ -516,3 +516,11 @@ def answers(url: str) -> bool:
     except psycopg2.OperationalError:
         return False
     return True
+
+
+def _is_outage(kind: str, event: str) -> bool:
+    """By the error itself, not by its causes."""
+    if kind != "STEP_FAILURE":
+        return False
+    data = json.loads(event)["dagster_event"]["event_specific_data"]
+    return str((data.get("error") or {}).get("message", "")).startswith("sqlalchemy.exc.OperationalError")

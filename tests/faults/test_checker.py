@@ -153,6 +153,22 @@ def test_two_ends_of_one_attempt(last: str) -> None:
     assert "several outcomes" in rules(evidence)
 
 
+def failed_after_success(pid: int, outage: bool) -> Any:
+    evidence = lost_once()
+    evidence.log = [*evidence.log, Logged("r", "a", 99, "STEP_FAILURE", pid, outage)]
+    evidence.rows = [evidence.rows[0], replace(evidence.rows[1], state="failed")]
+    return evidence
+
+
+def test_a_success_that_its_own_process_takes_for_not_stored() -> None:
+    assert rules(failed_after_success(12, outage=True)) == set()
+
+
+@pytest.mark.parametrize(("pid", "outage"), [(12, False), (99, True)])
+def test_a_success_that_somebody_else_or_something_else_takes_back(pid: int, outage: bool) -> None:
+    assert "several outcomes" in rules(failed_after_success(pid, outage))
+
+
 def test_a_step_without_an_end_in_a_run_that_succeeded() -> None:
     evidence = lost_once()
     evidence.log = evidence.log[:-1]
