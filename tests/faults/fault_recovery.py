@@ -63,9 +63,10 @@ def _starts(stack: Stack, run: RunHandle) -> list[dict[str, Any]]:
     return [line for line in stack.history_lines() if line["run"] == run.id and line["what"] == "start"]
 
 
-def _holder(stack: Stack) -> WorkerSlot:
-    """The worker that has the step."""
-    return next(worker for worker in stack.workers if stack.step_processes(worker))
+def _holder(stack: Stack, run: RunHandle) -> WorkerSlot:
+    """The worker that has the step.  Another one may have a spare step process just then."""
+    (first,) = _starts(stack, run)
+    return next(worker for worker in stack.workers if int(first["pid"]) in stack.step_processes(worker))
 
 
 def _next_start(stack: Stack, run: RunHandle, since_ns: int) -> float:
@@ -77,7 +78,7 @@ def _next_start(stack: Stack, run: RunHandle, since_ns: int) -> float:
 def kill_worker(folder: Path) -> float:
     """SIGKILL of a worker, another one on the same host → start of the next attempt."""
     with _holding(folder) as (stack, run, _):
-        worker = _holder(stack)
+        worker = _holder(stack, run)
         worker.expected_end = True
         assert worker.process is not None
         begun = time.clock_gettime_ns(BOOT)
@@ -111,7 +112,7 @@ def _is_worker(pid: int, supervisor: int) -> bool:
 def lost_host(folder: Path) -> float:
     """All processes of a worker killed and its links dead, the other worker on another host → the next start."""
     with _holding(folder, preload="other_host") as (stack, run, _):
-        lost = _holder(stack)
+        lost = _holder(stack, run)
         assert lost.process is not None
         pids = [lost.process.pid, *stack.warm_parents(lost), *stack.step_processes(lost)]
         for link in (lost.postgres, lost.sqs):
@@ -126,7 +127,7 @@ def lost_host(folder: Path) -> float:
 def drain(folder: Path) -> float:
     """SIGTERM of a worker whose step does not end within drain_timeout (0 s) → start of the next attempt."""
     with _holding(folder) as (stack, run, _):
-        worker = _holder(stack)
+        worker = _holder(stack, run)
         worker.expected_end = True
         assert worker.process is not None
         begun = time.clock_gettime_ns(BOOT)
