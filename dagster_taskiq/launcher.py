@@ -54,6 +54,9 @@ LAUNCH_LEASE: Final = 14 * 86_400.0
 TIMEOUT: Final = 30.0
 """Seconds that one request to PostgreSQL or SQS may take, with its retries."""
 
+STOP_WAIT: Final = 5.0
+"""Seconds for which ``terminate`` waits until the run worker has written its last event."""
+
 
 def launch_id(run_id: str) -> str:
     """The id of the run row under which the run workers of a Dagster run have their rows."""
@@ -185,7 +188,21 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         newest = self._newest(run_id)
         if newest is None or newest.state != "claimed":
             self._instance.report_run_canceled(run, "No run worker was alive.")
+        else:
+            self._wait_until_stopped(newest)
         return True
+
+    def _wait_until_stopped(self, row: StepRow) -> None:
+        """Dagster's run monitoring writes that the run has failed as soon as this returns.  Were the run worker to write
+        at that moment that it was canceled, chance would say which of the two the run has become.  One that takes longer
+        than ``STOP_WAIT`` finds the failure when it comes to its end, and leaves it as it is."""
+        store = self._connected().store
+        end = time.monotonic() + STOP_WAIT
+        while time.monotonic() < end:
+            rows = store.steps(row.run_id).result(TIMEOUT)
+            if not any(other.attempt == row.attempt and other.state == "claimed" for other in rows):
+                return
+            time.sleep(0.05)
 
     # ---- health -----------------------------------------------------------------------------------------------------
 
