@@ -169,6 +169,7 @@ def test_run_monitoring(launching: Launching) -> None:
     too_long = launching.launch("waiting", {"dagster/max_runtime": "1"})
     launching.wait_for_status(too_long, DagsterRunStatus.FAILURE)
     launching.wait_for_run_worker(too_long, 1, "cancelled")
+    assert bench.status(too_long) == "FAILURE"
     bench.let_go()
     launching.wait_for_status(resumed, DagsterRunStatus.SUCCESS)
     launching.wait_for_run_worker(resumed, 2, "succeeded")
