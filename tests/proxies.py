@@ -133,10 +133,9 @@ class PostgresProxy:
         while True:
             try:
                 chunk = source.recv(65536)
-                if not chunk:
-                    break
-                target.sendall(chunk)
             except OSError:
+                break
+            if not chunk:
                 break
             pending += chunk
             while True:
@@ -151,6 +150,11 @@ class PostgresProxy:
                         self._statements += 1
                 started = True
                 pending = pending[length:]
+            # Counted first: who has the answer finds its statement counted.
+            try:
+                target.sendall(chunk)
+            except OSError:
+                break
         _hang_up(source, target)
 
 
