@@ -300,6 +300,8 @@ class Attempt:
             # It may have died meanwhile: then its exit says how.
             with contextlib.suppress(OSError):
                 await step.go(self._go())
+            if self._parent is not None:
+                self._parent.expect_job(self._task.job_name)
             self._keep_spare()
         limit = self._task.time_limit
         # The step process raises an exception in the op at its limit; what does not heed it is killed.
@@ -320,9 +322,9 @@ class Attempt:
         if self._parent is not None and self._host.has_room():
             self._parent.keep_spare()
 
-    def _on_event(self, text: str) -> None:
+    def _on_event(self, kind: str) -> None:
         """Tell the run, which looks into Dagster's log then: of outputs that come close together, once."""
-        if not any(f'"{name}"' in text for name in _PROGRESS):
+        if kind not in _PROGRESS:
             return
         self._more_progress = True
         if self._progress is None or self._progress.done():
@@ -353,6 +355,7 @@ class Attempt:
             "arguments": self._arguments,
             "time_limit": task.time_limit,
             "memory_limit": task.memory_limit,
+            "live": task.live_outputs,
         }
 
     async def _not_started(self) -> bool:

@@ -156,7 +156,7 @@ def _key(arguments: Iterable[Any], options: Mapping[str, Any]) -> Hashable:
 
 def libpq_environment() -> tuple[tuple[str, str], ...]:
     """What libpq reads beside its arguments."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("PG")))
+    return tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith("PG")))
 
 
 def has_word(connection: Any) -> bool:

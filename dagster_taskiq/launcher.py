@@ -193,9 +193,9 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         return True
 
     def _wait_until_stopped(self, row: StepRow) -> None:
-        """Dagster's run monitoring writes that the run has failed as soon as this returns.  Were the run worker to write
-        at that moment that it was canceled, chance would say which of the two the run has become.  One that takes longer
-        than ``STOP_WAIT`` finds the failure when it comes to its end, and leaves it as it is."""
+        """Dagster's run monitoring writes that the run has failed as soon as this returns.  Were the run worker to
+        write at that moment that it was canceled, chance would say which of the two the run has become.  One that takes
+        longer than ``STOP_WAIT`` finds the failure when it comes to its end, and leaves it as it is."""
         store = self._connected().store
         end = time.monotonic() + STOP_WAIT
         while time.monotonic() < end:

@@ -19,6 +19,9 @@ CONNECTION_REUSE: Final = "connection-reuse"
 COMPUTE_LOGS: Final = "compute-logs"
 """Output is captured without mirror processes (:mod:`dagster_taskiq.compute_logs`)."""
 
+WARM_JOBS: Final = "warm-jobs"
+"""Steps get the definitions and the schema that Dagster has made of their job (:mod:`dagster_taskiq.warm_jobs`)."""
+
 REHEARSAL: Final = "rehearsal"
 """The warm parent goes through a step before it forks the first one (:mod:`dagster_taskiq.rehearsal`)."""
 
@@ -32,7 +35,7 @@ LENT_CONNECTIONS: Final = "lent-connections"
 """Connections to PostgreSQL are handed on from step to step (:mod:`dagster_taskiq.lent_connections`)."""
 
 LEVERS: Final = frozenset(
-    {WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, REHEARSAL, SPARES, PREFAULT, LENT_CONNECTIONS}
+    {WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, WARM_JOBS, REHEARSAL, SPARES, PREFAULT, LENT_CONNECTIONS}
 )
 
 

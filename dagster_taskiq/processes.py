@@ -75,6 +75,7 @@ class WarmParentHandle:
         self._made = 0
         self._resident_kib = 0
         self._grown_kib = 0
+        self._jobs: set[str] = set()
         self._spare: StepProcess | None = None
         self._making_spare = False
         self._process: _Process | None = None
@@ -218,6 +219,12 @@ class WarmParentHandle:
             ours.close()
             raise
         return step
+
+    def expect_job(self, name: str) -> None:
+        """Steps of this job come: have it prepare for the next ones, in the background, unless it has."""
+        if self.alive and name not in self._jobs:
+            self._jobs.add(name)
+            self._in_background(self._send_quietly({"op": "job", "name": name}))
 
     @property
     def has_spare(self) -> bool:

@@ -7,8 +7,7 @@ output thrown away.  What those steps logged is then stored once in the user's P
 that are rolled back, which leaves no row, sends no NOTIFY, and leaves the statements compiled.  Any other storage is
 not touched.
 
-None of it runs the user's code.  It is tried in a throw-away child first: what would start a thread, hang or crash does
-so there, and the warm parent goes without.
+None of it runs the user's code.  It is tried in a throw-away child first (:mod:`dagster_taskiq.trial`).
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ import gc
 import json
 import os
 import random
-import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,9 +26,6 @@ from typing import Any, Final
 from dagster import DagsterInstance, In, IOManager, Out, io_manager, job, op, reconstructable, serialize_value
 
 from dagster_taskiq.executor import taskiq_executor
-
-TRIAL_SECONDS: Final = 30
-"""After which a trial that hangs is ended."""
 
 STATEMENT_MILLISECONDS: Final = 2000
 """For a statement that meets a lock."""
@@ -71,34 +65,6 @@ def take(given: Any) -> None:
 @job(resource_defs={"rehearsal": in_memory}, executor_def=taskiq_executor)
 def dagster_taskiq_rehearsal() -> None:
     take(give())
-
-
-def trial(play: Callable[[], object], objection: Callable[[], str]) -> str:
-    """``play`` in a child; empty when that went well and nothing is left that stands against forking."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        text = ""
-        try:
-            # Handlers of the warm parent's own would swallow it.
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(TRIAL_SECONDS)
-            os.close(reader)
-            play()
-            text = objection()
-        except BaseException:
-            text = traceback.format_exc(limit=-2)
-        finally:
-            with contextlib.suppress(OSError):
-                os.write(writer, text.encode()[-2000:])
-            os._exit(1 if text else 0)
-    os.close(writer)
-    with open(reader, "rb") as stream:
-        text = stream.read().decode(errors="replace")
-    _, status = os.waitpid(pid, 0)
-    return text or ("" if status == 0 else f"it ended with status {os.waitstatus_to_exitcode(status)}")
 
 
 @dataclass(frozen=True, slots=True)

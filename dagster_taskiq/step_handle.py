@@ -23,11 +23,6 @@ from dagster_taskiq.logs import fields
 
 logger = logging.getLogger(__name__)
 
-EVENTS_BYTES_MAX = 1024 * 1024
-"""Bytes of one attempt's events that travel in its completion row; of an attempt with more the executor reads Dagster's
-log.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -65,10 +60,8 @@ class StepProcess:
         self._channel = channel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.on_event: Callable[[str], None] | None = None
-        """Called with each serialized event as it comes."""
-        self._events: list[str] = []
-        self._events_bytes = 0
-        self._complete = False
+        """Called with the type of each event as it comes, where the process was asked to tell."""
+        self._events: list[str] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._pidfd = -1
         self._seen_dead = False
@@ -108,7 +101,7 @@ class StepProcess:
         """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were
         too many bytes).
         """
-        return self._events if self._complete and self._events_bytes <= EVENTS_BYTES_MAX else None
+        return self._events
 
     async def _read(self) -> None:
         decoder = FrameDecoder()
@@ -118,25 +111,20 @@ class StepProcess:
                 for frame in decoder.feed(data):
                     self._take(frame)
         except (OSError, FrameError, KeyError) as error:
-            self._complete = False
+            self._events = None
             logger.warning("the channel of a step process broke: %s", error, extra=fields(pid=self.pid))
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["op"]
         if kind == "event":
-            self._events_bytes += len(frame["event"])
-            if self._events_bytes <= EVENTS_BYTES_MAX:
-                self._events.append(frame["event"])
-            else:
-                self._events.clear()
             if self.on_event is not None:
-                self.on_event(frame["event"])
+                self.on_event(frame["type"])
         elif kind == "warning":
             self.warnings.append(frame["text"])
         elif kind == "raised":
             self.raised = frame["text"]
         elif kind == "end":
-            self._complete = bool(frame["complete"])
+            self._events = frame["events"]
 
     def on_started(self, pid: int, pid_start: str) -> None:
         self.pid, self.pid_start = pid, pid_start

@@ -6,9 +6,9 @@ Started by the warm parent, as its fork (:func:`run_forked`) or, where forking i
 attempt; until then it has touched nothing of the run.  Then, in this order: fence, environment, instance, Dagster's own
 console entry point ``dagster api execute_step`` (``execute_run``, ``resume_run``).
 
-The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``event`` (a Dagster event that this process has
-stored), ``warning``, ``raised`` (what the entry point raised), and ``end``.  A stream without ``end`` is that of a
-process that died; the worker then trusts none of it to be complete.
+The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``warning``, ``raised`` (what the entry point raised),
+``event`` (the type of a Dagster event that this process has stored, where the run wants to know at once), and ``end``,
+with all events.  A stream without ``end`` is that of a process that died; its events are in Dagster's log.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ from dagster_taskiq.prefault import Prefault
 SEND_TIMEOUT = 30.0
 """Seconds that storing an event may wait for a worker that does not read; then this process stops reporting and the
 executor reads Dagster's log.
+"""
+
+EVENTS_BYTES_MAX = 1024 * 1024
+"""Characters of one attempt's events that travel in its completion row; of an attempt with more the executor reads
+Dagster's log.
 """
 
 RAISED_MAX = 2000
@@ -148,7 +153,7 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
             "PGAPPNAME": attempt["application_name"],
         }
     )
-    reporter = _Reporter(frames)
+    reporter = _Reporter(frames, live=attempt["live"])
     connections = _Connections(inherited, attempt["application_name"], reporter.warning)
     # A run worker's events are not its worker's to know.
     run_id = attempt["run_id"] if attempt["command"] == EXECUTE_STEP else None
@@ -190,10 +195,13 @@ class _Connections:
 
 
 class _Reporter:
-    """Sends what the instance stores to the worker, as long as that works."""
+    """Tells the worker what the instance has stored, as long as that works.  ``live``: of each event at once, too."""
 
-    def __init__(self, frames: FrameSocket) -> None:
+    def __init__(self, frames: FrameSocket, *, live: bool) -> None:
         self._frames = frames
+        self._live = live
+        self._events: list[str] = []
+        self._bytes = 0
         self._pid = os.getpid()
         self._broken = False
         self._attached = False
@@ -207,8 +215,17 @@ class _Reporter:
         """An event log entry has been stored (``DagsterInstance.add_event_listener``)."""
         import dagster
 
-        if entry.dagster_event is not None:
-            self._send({"op": "event", "event": dagster.serialize_value(entry.dagster_event)})
+        if entry.dagster_event is None:
+            return
+        if self._live:
+            self._send({"op": "event", "type": entry.dagster_event.event_type_value})
+        if self._bytes > EVENTS_BYTES_MAX:
+            return
+        text = dagster.serialize_value(entry.dagster_event)
+        self._events.append(text)
+        self._bytes += len(text)
+        if self._bytes > EVENTS_BYTES_MAX:
+            self._events.clear()
 
     def warning(self, text: str) -> None:
         self._send({"op": "warning", "text": text})
@@ -218,7 +235,8 @@ class _Reporter:
         self._send({"op": "raised", "text": f"{type(error).__name__}: {error}"[:RAISED_MAX]})
 
     def end(self) -> None:
-        self._send({"op": "end", "complete": self._attached})
+        complete = self._attached and self._bytes <= EVENTS_BYTES_MAX
+        self._send({"op": "end", "events": self._events if complete else None})
 
     def _send(self, frame: dict[str, Any]) -> None:
         # A child that op code forked has this very channel; only one process may write to it.

@@ -10,6 +10,7 @@ from     frame                                            meaning
 worker   ``load`` job_origin, instance_ref, isolation,    import; answered by ``ready``
          levers
 worker   ``step`` id; the step's channel as descriptor    make a step process; answered by ``started`` or ``refused``
+worker   ``job`` name                                     steps of this job come: prepare for them
 worker   ``signal`` id, signal                            to the step's process group, if it still lives
 worker   ``leave``                                        kill every step process and leave
 worker   end of stream                                    the same; under a supervisor, wait for the next worker
@@ -48,19 +49,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dagster_taskiq import _core, step_process
+from dagster_taskiq import _core, step_process, warm_jobs
 from dagster_taskiq.code_files import imported_files
 from dagster_taskiq.connection_reuse import leaves_nothing
 from dagster_taskiq.errors import LeaseLostError, UnsupportedError
 from dagster_taskiq.frames import FrameSocket
 from dagster_taskiq.lent_connections import Lender
-from dagster_taskiq.levers import CONNECTION_REUSE, LENT_CONNECTIONS, PREFAULT, REHEARSAL, WARM_INSTANCE
+from dagster_taskiq.levers import (
+    CONNECTION_REUSE,
+    LENT_CONNECTIONS,
+    PREFAULT,
+    REHEARSAL,
+    WARM_INSTANCE,
+    WARM_JOBS,
+)
 from dagster_taskiq.prefault import Prefault
+from dagster_taskiq.trial import trial
 
 if TYPE_CHECKING:
     from dagster_taskiq import rehearsal
 
 ISOLATIONS = ("auto", "fork", "spawn")
+
+AHEAD_SECONDS = 5
+"""For what is done once ahead of all steps.  Those that are running may wait for this process meanwhile."""
 
 
 @dataclass(slots=True)
@@ -82,6 +94,9 @@ class WarmParent:
         self._board = board
         self._children: dict[int, _Child] = {}
         self._instance: Any = None
+        self._target: Any = None
+        self._first_job = ""
+        self._jobs: set[str] = set()
         self._entry_point: Callable[[], Any] | None = None
         self._forks = False
         self._files: dict[str, int] = {}
@@ -153,6 +168,8 @@ class WarmParent:
         kind = frame["op"]
         if kind == "load":
             self._load(frame)
+        elif kind == "job":
+            self._work_out(frame["name"])
         elif kind == "step":
             self._start(frame["id"], self._control.take_descriptor())
         elif kind == "signal":
@@ -177,13 +194,9 @@ class WarmParent:
                     " isolation to spawn, which says so in silence, or to fork, which overrides it."
                 )
             self._forks = not reason or isolation == "fork"
-            if not reason and REHEARSAL in self._levers:
-                with self._dying_with_worker():
-                    warnings += self._rehearse(frame["instance_ref"])
         if self._forks:
-            self._prefault = Prefault() if PREFAULT in self._levers else None
-            gc.collect()
-            gc.freeze()
+            with self._dying_with_worker():
+                warnings += self._prepare(frame["instance_ref"])
         # The user's modules may have installed handlers of their own.
         self._take_signals()
         self._reap()
@@ -228,8 +241,9 @@ class WarmParent:
         pointer: Any = None
         try:
             origin: Any = dagster.deserialize_value(job_origin)
+            self._first_job = origin.job_name
             pointer = origin.repository_origin.code_pointer
-            pointer.load_target()
+            self._target = pointer.load_target()
         except BaseException as error:
             failure = error
             warnings.append(f"the code location could not be preloaded: {type(error).__name__}: {error}")
@@ -247,6 +261,18 @@ class WarmParent:
             warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
         return warnings
 
+    def _prepare(self, instance_ref: str) -> list[str]:
+        """What step processes are to have by the fork; returns what could not be had."""
+        warnings = []
+        if not _why_not_fork():
+            warnings += self._rehearse(instance_ref) if REHEARSAL in self._levers else []
+            self._build_compute_logs()
+        self._prefault = Prefault() if PREFAULT in self._levers else None
+        gc.collect()
+        gc.freeze()
+        self._work_out(self._first_job)
+        return warnings
+
     def _rehearse(self, instance_ref: str) -> list[str]:
         """Go through a step; returns why that was not possible."""
         try:
@@ -255,12 +281,30 @@ class WarmParent:
             assert self._entry_point is not None
             run = partial(step_process.run_console_script, self._entry_point)
             play = partial(rehearsal.play, run, self._instance, instance_ref)
-            problem = rehearsal.trial(play, _why_not_fork)
+            problem = trial(play, _why_not_fork)
             if not problem:
                 self._remember(play())
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         return [f"steps start without a rehearsal, and so a little slower: {problem}"] if problem else []
+
+    def _build_compute_logs(self) -> None:
+        """The instance makes its compute log manager at the first use; with it come imports and clients, as of S3."""
+        if self._instance is not None:
+            self._do_ahead(partial(getattr, self._instance, "compute_log_manager"))
+
+    def _work_out(self, job: str) -> None:
+        """What Dagster works out of the definitions of ``job``, unless that has been tried already."""
+        if job not in self._jobs and self._forks and WARM_JOBS in self._levers:
+            self._jobs.add(job)
+            self._do_ahead(partial(warm_jobs.work_out, self._target, job))
+            gc.freeze()
+
+    def _do_ahead(self, work: Callable[[], object]) -> None:
+        """Where that is possible; else each step does it, and tells of its failure."""
+        if not trial(work, _why_not_fork, AHEAD_SECONDS):
+            with contextlib.suppress(Exception):
+                work()
 
     def _remember(self, storage: rehearsal.Storage) -> None:
         """How Dagster uses its storage, for connections to it."""

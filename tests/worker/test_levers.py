@@ -24,6 +24,7 @@ from dagster_taskiq.compute_logs import without_mirrors
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.errors import ConfigError
 from dagster_taskiq.levers import LEVERS, all_but
+from dagster_taskiq.trial import trial
 
 # ---- off and on -----------------------------------------------------------------------------------------------------
 
@@ -347,7 +348,7 @@ def test_a_rehearsal_leaves_nothing(
         # pytest's own have other descriptors.
         for number, name in ((1, "stdout"), (2, "stderr")):
             monkeypatch.setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
-        assert rehearsal.trial(play, lambda: "") == ""
+        assert trial(play, lambda: "") == ""
         play()
         after = contents(database_url), files(dagster_home), dict(os.environ), sys.argv, os.listdir("/proc/self/fd")
         assert after == before
@@ -357,6 +358,6 @@ def test_a_rehearsal_leaves_nothing(
 
 
 def test_a_rehearsal_that_would_leave_something() -> None:
-    assert rehearsal.trial(lambda: None, lambda: "a thread") == "a thread"
-    assert "division" in rehearsal.trial(lambda: print(1 // 0), lambda: "")
-    assert rehearsal.trial(lambda: os._exit(3), lambda: "") == "it ended with status 3"
+    assert trial(lambda: None, lambda: "a thread") == "a thread"
+    assert "division" in trial(lambda: print(1 // 0), lambda: "")
+    assert trial(lambda: os._exit(3), lambda: "") == "it ended with status 3"
