@@ -1,9 +1,10 @@
 """One claimed step attempt in a worker: from the claim to the deletion of its message.
 
 The order of things, each only after the one before has succeeded: claim (done by the caller), heartbeat and fence,
-arguments, step process (it waits), ``started_at``, "go", the step's death and reaping, the completion row, the end of
-the heartbeat, DeleteMessage (by then the slot is free).  Whatever cuts this short leaves a row that somebody can
-settle: not started → handed back; started and dead → its outcome, or lost.
+arguments, step process (it waits), ``started_at``, "go", the step's last word, its death and reaping, the completion
+row, the end of the heartbeat, DeleteMessage (by then the slot is free).  A success is written at the last word already:
+nothing follows but that the kernel takes the process apart, which the steps after it need not wait for.  Whatever cuts
+this short leaves a row that somebody can settle: not started → handed back; started and dead → its outcome, or lost.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class Attempt:
         self._step: StepProcess | None = None
         self._running = False
         self._dead = False
+        self._settled = False
         self._cancelled = False
         self._overdue = False
         self._lost: str | None = None
@@ -131,7 +133,7 @@ class Attempt:
 
     def cancel(self) -> None:
         """Somebody no longer wants it.  A running step gets SIGTERM, and SIGKILL after the grace."""
-        if self._cancelled or self._dead:
+        if self._cancelled or self._dead or self._settled:
             return
         self._cancelled = True
         self._interrupt.set()
@@ -174,7 +176,7 @@ class Attempt:
             self._interrupt.set()
 
     def _give_up(self, reason: str) -> None:
-        if self._dead:
+        if self._dead or self._settled:
             return
         self._lost = self._lost or reason
         self._interrupt.set()
@@ -236,7 +238,10 @@ class Attempt:
             logger.warning("the claim was no longer ours before the step had started", extra=self._about)
             return False
         how = await self._run_step(step)
-        return await self._settle(step, how)
+        if not self._settled:
+            return await self._settle(step, how)
+        self._tell_end("succeeded", None, how)
+        return True
 
     def _begin_beat(self) -> None:
         task, delivery = self._task, self._delivery
@@ -306,10 +311,14 @@ class Attempt:
         limit = self._task.time_limit
         # The step process raises an exception in the op at its limit; what does not heed it is killed.
         timer = limit and asyncio.get_running_loop().call_later(limit + self._host.cancel_grace, self._time_over)
-        how = await step.wait()
-        if timer:
-            timer.cancel()
-        self._dead = True
+        try:
+            if await step.last_word():
+                await self._settle_success(step)
+        finally:
+            how = await step.wait()
+            if timer:
+                timer.cancel()
+            self._dead = True
         self._keep_spare()
         if self._progress:
             self._progress.cancel()
@@ -373,6 +382,14 @@ class Attempt:
 
     # ---- the outcome ------------------------------------------------------------------------------------------------
 
+    async def _settle_success(self, step: StepProcess) -> None:
+        """If it is one.  Whatever else became of the step is settled when its process is dead: another attempt may
+        follow that."""
+        events = step.events
+        if _terminal(events, self._task.step_key) == "STEP_SUCCESS":
+            self._settled = await self._write("succeeded", events, None, None)
+            self._host.beat.remove(self.generation)
+
     async def _settle(self, step: StepProcess, how: Exit) -> bool:
         events = step.events
         terminal = _terminal(events, self._task.step_key)
@@ -415,6 +432,16 @@ class Attempt:
         reason: str | None,
         how: Exit | None = None,
     ) -> bool:
+        if await self._write(state, events, error, reason):
+            self._tell_end(state, reason, how)
+        else:
+            logger.warning("the outcome (%s) came too late: the claim was no longer ours", state, extra=self._about)
+        return True
+
+    async def _write(
+        self, state: State, events: list[str] | None, error: dict[str, Any] | None, reason: str | None
+    ) -> bool:
+        """The completion row.  False: the claim is no longer ours."""
         store = self._host.store
         events_json = None if events is None else "[" + ",".join(events) + "]"
         error_json = None if error is None else json.dumps(error)
@@ -425,19 +452,17 @@ class Attempt:
             )
 
         try:
-            written = await self._persist(complete(events_json))
+            return await self._persist(complete(events_json))
         except StoreError as refusal:
             if events_json is None:
                 raise
             # PostgreSQL takes no NUL in a text, and has sizes of its own; Dagster's log has the events too.
             logger.warning("the events did not fit into the completion row: %s", refusal, extra=self._about)
-            written = await self._persist(complete(None))
-        if written:
-            cost = f", {how.cpu_seconds:.3f} s of CPU" if how and how.cpu_seconds is not None else ""
-            logger.info("the step ended: %s%s%s", state, f" ({reason})" if reason else "", cost, extra=self._about)
-        else:
-            logger.warning("the outcome (%s) came too late: the claim was no longer ours", state, extra=self._about)
-        return True
+            return await self._persist(complete(None))
+
+    def _tell_end(self, state: State, reason: str | None, how: Exit | None) -> None:
+        cost = f", {how.cpu_seconds:.3f} s of CPU" if how and how.cpu_seconds is not None else ""
+        logger.info("the step ended: %s%s%s", state, f" ({reason})" if reason else "", cost, extra=self._about)
 
     async def _mark_lost(self, reason: str) -> bool:
         store = self._host.store

@@ -62,6 +62,7 @@ class StepProcess:
         self.on_event: Callable[[str], None] | None = None
         """Called with the type of each event as it comes, where the process was asked to tell."""
         self._events: list[str] | None = None
+        self._has_ended = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._pidfd = -1
         self._seen_dead = False
@@ -82,6 +83,14 @@ class StepProcess:
         """To its process group, if it still lives."""
         self._parent.signal(self, signum)
 
+    async def last_word(self) -> bool:
+        """Until it has run its attempt, and nothing is left to it but to end (True); or is dead without that."""
+        ended = asyncio.ensure_future(self._has_ended.wait())
+        either: set[asyncio.Future[Any]] = {ended, self._exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        return self._has_ended.is_set()
+
     async def wait(self) -> Exit:
         """Until it is dead, reaped, its process group killed, and all that it has sent is read."""
         result = await asyncio.shield(self._exited)
@@ -98,8 +107,8 @@ class StepProcess:
 
     @property
     def events(self) -> list[str] | None:
-        """The serialized Dagster events that it stored, in order; None when there may be others (it died, or there were
-        too many bytes).
+        """The serialized Dagster events that it stored, in order; None when there may be others (it has not said its
+        last word, or there were too many bytes).
         """
         return self._events
 
@@ -125,6 +134,7 @@ class StepProcess:
             self.raised = frame["text"]
         elif kind == "end":
             self._events = frame["events"]
+            self._has_ended.set()
 
     def on_started(self, pid: int, pid_start: str) -> None:
         self.pid, self.pid_start = pid, pid_start

@@ -8,7 +8,8 @@ console entry point ``dagster api execute_step`` (``execute_run``, ``resume_run`
 
 The channel carries frames (:mod:`dagster_taskiq.frames`) back: ``warning``, ``raised`` (what the entry point raised),
 ``event`` (the type of a Dagster event that this process has stored, where the run wants to know at once), and ``end``,
-with all events.  A stream without ``end`` is that of a process that died; its events are in Dagster's log.
+with all events, which is its last word: what is left to it then is to end.  A stream without ``end`` is that of a
+process that died; its events are in Dagster's log.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from dagster_taskiq import _core, fencing
 from dagster_taskiq.compute_logs import without_mirrors
@@ -73,18 +74,25 @@ class Inherited:
     loan: Loan | None = None
 
 
+class _End(NamedTuple):
+    """What is left to do when the step has been run."""
+
+    exit_code: int
+    last_word: Callable[[], None] | None = None
+
+
 def run_forked(channel: socket.socket, board: int, parent: int, inherited: Inherited) -> NoReturn:
     """Go on as a step process in the child of a fork of the warm parent ``parent``."""
-    code = 1
+    end = _End(1)
     try:
         os.setsid()
         _reset_signals()
         _reseed()
-        code = _serve(channel, board, parent, inherited)
+        end = _serve(channel, board, parent, inherited)
     except BaseException:
         traceback.print_exc()
     finally:
-        _finish(code)
+        _finish(end)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -97,17 +105,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--parent", type=int, required=True, help="process id of the warm parent")
     parser.add_argument("--levers", nargs="*", default=[], help="see dagster_taskiq.levers")
     options = parser.parse_args(argv)
-    code = 1
+    end = _End(1)
     try:
         for descriptor in (options.channel, options.board):
             os.set_inheritable(descriptor, False)
         _reset_signals()
         channel = socket.socket(fileno=options.channel)
-        code = _serve(channel, options.board, options.parent, Inherited(frozenset(options.levers)))
+        end = _serve(channel, options.board, options.parent, Inherited(frozenset(options.levers)))
     except BaseException:
         traceback.print_exc()
     finally:
-        _finish(code)
+        _finish(end)
 
 
 def load_entry_point() -> Callable[[], Any]:
@@ -119,14 +127,14 @@ def load_entry_point() -> Callable[[], Any]:
     raise RuntimeError("the installed dagster has no console script named dagster")
 
 
-def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited) -> int:
-    """Wait for the attempt and run it.  Returns the exit code."""
+def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited) -> _End:
+    """Wait for the attempt and run it."""
     try:
         _core.die_with_parent(parent)
     except UnsupportedError:
         pass
     except LeaseLostError:
-        return EXIT_NOT_STARTED  # the warm parent is gone already
+        return _End(EXIT_NOT_STARTED)  # the warm parent is gone already
     if inherited.lender is not None:
         inherited.lender.keep_only(inherited.loan)
     if inherited.prefault is not None:
@@ -134,7 +142,7 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
     frames = FrameSocket(channel)
     attempt = frames.recv()
     if attempt is None:
-        return EXIT_NOT_STARTED
+        return _End(EXIT_NOT_STARTED)
     try:
         _core.fence_arm(board, attempt["slot"], attempt["generation"])
     except LeaseLostError:
@@ -164,11 +172,10 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
     code = run_console_script(inherited.entry_point or load_entry_point(), argv, reporter.raised)
     limit_memory(None)
     limit_time(None)
-    reporter.end()
     connections.close()
     if inherited.prefault is not None and inherited.tells:
         inherited.prefault.tell()
-    return code
+    return _End(code, reporter.end)
 
 
 class _Connections:
@@ -235,6 +242,7 @@ class _Reporter:
         self._send({"op": "raised", "text": f"{type(error).__name__}: {error}"[:RAISED_MAX]})
 
     def end(self) -> None:
+        """The last word: see the module."""
         complete = self._attached and self._bytes <= EVENTS_BYTES_MAX
         self._send({"op": "end", "events": self._events if complete else None})
 
@@ -346,9 +354,9 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def _finish(code: int) -> NoReturn:
+def _finish(end: _End) -> NoReturn:
     """End as an interpreter does, without tearing down its modules (tens of ms): wait for threads, run exit handlers,
-    flush.
+    flush.  The last word comes after all that, and before the kernel takes the memory apart (some ms).
     """
     try:
         # Both are what the interpreter itself calls at its end; multiprocessing ends its forks the same way.
@@ -363,7 +371,9 @@ def _finish(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit(code)
+    if end.last_word is not None:
+        end.last_word()
+    os._exit(end.exit_code)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,36 @@ def test_crashes(stage: Any, start_worker: Any, isolation: str) -> None:
     assert zombies_below(worker.pid) == []
 
 
+def test_a_success_does_not_wait_for_the_end_of_its_process(stage: Any, start_worker: Any) -> None:
+    """Which nobody tells of while the warm parent stands still."""
+    start_worker()
+    stage.send("slow")
+    pid = int(stage.wait_for_note("start", "slow")[-1])
+    parent = parent_of(pid)
+    os.kill(parent, signal.SIGSTOP)
+    try:
+        stage.release()
+        stage.wait_for_state("slow", "succeeded")
+        assert pid in services.descendants(parent)
+        assert json.loads(stage.outcome("slow").events)[-1]["event_type_value"] == "STEP_SUCCESS"
+    finally:
+        os.kill(parent, signal.SIGCONT)
+    stage.wait_for_messages(0, 0)
+    services.wait_for(lambda: pid not in services.descendants(parent), "the end of its process")
+
+
+def test_threads_and_exit_handlers_belong_to_the_step(stage: Any, start_worker: Any) -> None:
+    start_worker()
+    stage.send("lingers")
+    services.wait_for(lambda: "STEP_SUCCESS" in stage.logged("lingers"), "the end of the op")
+    for name in ("thread", "handler"):
+        assert stage.row("lingers").state == "claimed"
+        (stage.folder / f"release_{name}").touch()
+        stage.wait_for_note(name, "lingers")
+    stage.wait_for_state("lingers", "succeeded")
+    assert [line[0] for line in stage.history()] == ["start", "thread", "handler"]
+
+
 def test_a_step_past_its_time_limit_fails_and_says_so(stage: Any, start_worker: Any) -> None:
     start_worker(args=["--cancel-grace", "0.5"])
     stage.send("slow", time_limit=1.0)

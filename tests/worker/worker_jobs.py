@@ -6,6 +6,7 @@ that lines of several processes do not mix), or a file of its own.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -143,6 +144,23 @@ def leaves() -> None:
 
 
 @op
+def lingers() -> None:
+    """Leaves a thread and an exit handler, which wait in turn."""
+
+    def thread() -> None:
+        wait_for_release("release_thread")
+        note("thread")
+
+    def handler() -> None:
+        wait_for_release("release_handler")
+        note("handler")
+
+    note("start")
+    atexit.register(handler)
+    threading.Thread(target=thread).start()
+
+
+@op
 def look() -> None:
     """What the world looks like from inside a step."""
     descriptors = {}
@@ -189,4 +207,5 @@ def work() -> None:
     crashes()
     deaf()
     leaves()
+    lingers()
     look()
