@@ -18,10 +18,11 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dagster_taskiq import _core
 from dagster_taskiq.config import margin_of
+from dagster_taskiq.endings import RUN_WORKER, State, judge, terminal_of
 from dagster_taskiq.errors import CoreError, OperationTimeoutError, StoreError, WarmParentError
 from dagster_taskiq.logs import fields
 from dagster_taskiq.memory import OomKills, oom_kills
@@ -32,7 +33,6 @@ from dagster_taskiq.store import IdempotencyStore, step_application_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-State = Literal["succeeded", "failed", "cancelled"]
 
 RETRY_SOON = 5
 """Seconds until a delivery is seen again that could not be dealt with now."""
@@ -45,14 +45,6 @@ RUN_WORKER_GRACE = 30.0
 
 VISIBILITY_MAX = 43_200
 """Seconds from its receipt for which SQS hides a message at most."""
-
-_TERMINAL: dict[str, State] = {
-    "STEP_SUCCESS": "succeeded",
-    "STEP_SKIPPED": "succeeded",
-    "STEP_FAILURE": "failed",
-    "STEP_UP_FOR_RETRY": "failed",
-}
-
 
 _PROGRESS = ("STEP_OUTPUT", "HANDLED_OUTPUT", "ASSET_MATERIALIZATION", "ASSET_OBSERVATION")
 """Events after which an output may be there for other steps."""
@@ -386,13 +378,13 @@ class Attempt:
         """If it is one.  Whatever else became of the step is settled when its process is dead: another attempt may
         follow that."""
         events = step.events
-        if _terminal(events, self._task.step_key) == "STEP_SUCCESS":
+        if terminal_of(events, self._task.step_key) == "STEP_SUCCESS":
             self._settled = await self._write("succeeded", events, None, None)
             self._host.beat.remove(self.generation)
 
     async def _settle(self, step: StepProcess, how: Exit) -> bool:
         events = step.events
-        terminal = _terminal(events, self._task.step_key)
+        terminal = terminal_of(events, self._task.step_key)
         died_of_fence = self._fenced(how)
         if terminal is None and (self._lost is not None or died_of_fence):
             return await self._mark_lost(
@@ -411,8 +403,8 @@ class Attempt:
             state, error, reason = "failed", {"kind": "time_limit", "message": message}, "time_limit"
         elif terminal == "STEP_SUCCESS" or not self._cancelled:
             killed = oom_kills().since(self._oom_kills) if how.signal == signal.SIGKILL else OomKills(None, None)
-            who = "step process" if self._task.command == EXECUTE_STEP else "run worker"
-            state, error, reason = _judge(who, how, events, terminal, step, self._host.hostname, killed)
+            who = "step process" if self._task.command == EXECUTE_STEP else RUN_WORKER
+            state, error, reason = judge(who, how, events, terminal, step, self._host.hostname, killed)
         else:
             state, error, reason = "cancelled", None, "cancelled while it ran"
         return await self._complete(state, events, error, reason, how)
@@ -506,74 +498,3 @@ class Attempt:
             return doing.result()
         finally:
             waiting.cancel()
-
-
-def _terminal(events: list[str] | None, step_key: str) -> str | None:
-    """The type of the last event that ends the attempt."""
-    for text in reversed(events or ()):
-        if any(f'"{name}"' in text for name in _TERMINAL):
-            event = json.loads(text)
-            if event.get("event_type_value") in _TERMINAL and event.get("step_key") == step_key:
-                return str(event["event_type_value"])
-    return None
-
-
-def _judge(
-    who: str, how: Exit, events: list[str] | None, terminal: str | None, step: StepProcess, host: str, killed: OomKills
-) -> tuple[State, dict[str, Any] | None, str | None]:
-    """State, error and reason of a step process that died under a living worker, unasked."""
-    if terminal is not None:
-        return _TERMINAL[terminal], None, terminal if terminal == "STEP_UP_FOR_RETRY" else None
-    if how.exit_code == 0 and events is None:
-        return "succeeded", None, "see Dagster's log for its events"
-    error: dict[str, Any] = {
-        "kind": "crash",
-        "exit_code": how.exit_code,
-        "signal": how.signal,
-        "signal_name": _signal_name(how.signal),
-        "max_rss_kib": how.max_rss_kib,
-        "oom_kills": {"cgroup": killed.cgroup, "host": killed.host},
-        "pid": step.pid,
-        "host": host,
-        "raised": step.raised,
-    }
-    error["message"] = _sentence(who, error, killed)
-    return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
-
-
-def _sentence(what: str, error: Mapping[str, Any], killed: OomKills) -> str:
-    who = f"The {what} (pid {error['pid']} on {error['host']})"
-    memory = f" Its peak memory was {error['max_rss_kib'] // 1024} MiB." if error["max_rss_kib"] else ""
-    if error["signal"] is not None:
-        cause = f" {_cause(killed)}" if error["signal"] == signal.SIGKILL else ""
-        return f"{who} was killed by {error['signal_name']}.{memory}{cause}"
-    if error["exit_code"] is None:
-        return (
-            f"{who} died together with its warm parent, which can be for want of memory on the host or in its cgroup."
-        )
-    if error["exit_code"] == 0:
-        return f"{who} ended with exit code 0 and without an event that says how the step ended."
-    raised = f" It raised {error['raised']} (the worker's log has the traceback)." if error["raised"] else ""
-    return f"{who} ended with exit code {error['exit_code']}.{memory}{raised}"
-
-
-def _cause(killed: OomKills) -> str:
-    """Of a SIGKILL that was not ours, by what the kernel has counted while the step ran."""
-    if killed.cgroup:
-        return f"The cause is a want of memory: the kernel killed {killed.cgroup} of its cgroup's processes meanwhile."
-    if killed.host:
-        return (
-            f"The likely cause is a want of memory: the kernel killed {killed.host} of the host's processes meanwhile."
-        )
-    if killed.host is None:
-        return "The likely cause is a want of memory on the host or in its cgroup."
-    return "Not for want of memory: the kernel has killed no process for that meanwhile. Somebody sent the signal."
-
-
-def _signal_name(signum: int | None) -> str | None:
-    if signum is None:
-        return None
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"

@@ -83,13 +83,18 @@ class StepProcess:
         """To its process group, if it still lives."""
         self._parent.signal(self, signum)
 
+    @property
+    def has_ended(self) -> bool:
+        """It has said its last word."""
+        return self._has_ended.is_set()
+
     async def last_word(self) -> bool:
         """Until it has run its attempt, and nothing is left to it but to end (True); or is dead without that."""
         ended = asyncio.ensure_future(self._has_ended.wait())
         either: set[asyncio.Future[Any]] = {ended, self._exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
-        return self._has_ended.is_set()
+        return self.has_ended
 
     async def wait(self) -> Exit:
         """Until it is dead, reaped, its process group killed, and all that it has sent is read."""

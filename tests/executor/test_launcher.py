@@ -108,6 +108,7 @@ def test_a_run_that_fails_leaves_a_run_worker_that_failed(launching: Launching) 
     run = launching.launch("failing")
     launching.wait_for_status(run, DagsterRunStatus.FAILURE)
     launching.wait_for_run_worker(run, 1, "failed")
+    assert "failed: the run failed" in (launching.launcher.get_run_worker_debug_info(run) or "")
 
 
 def test_copies_of_a_message_start_one_run_worker(launching: Launching) -> None:

@@ -155,6 +155,7 @@ def test_a_warm_parent_that_dies(stage: Any, start_worker: Any) -> None:
     services.wait_for(lambda: not services.alive(child), "the child's death")
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
+    stage.wait_for_messages(0, 0)
     assert zombies_below(worker.pid) == []
 
 
@@ -163,6 +164,7 @@ def test_a_warm_parent_that_dies_before_the_fork(stage: Any, start_worker: Any) 
     worker = start_worker(args=["--without", "spares"])
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
+    stage.wait_for_messages(0, 0)
     (parent,) = services.descendants(worker.pid)
     os.kill(parent, signal.SIGSTOP)
     stage.send("slow")
@@ -174,6 +176,7 @@ def test_a_warm_parent_that_dies_before_the_fork(stage: Any, start_worker: Any) 
     stage.wait_for_state("other", "succeeded")
     stage.release()
     stage.wait_for_state("slow", "succeeded")
+    stage.wait_for_messages(0, 0)
     (successor,) = services.descendants(worker.pid)
     assert successor != parent
 
@@ -203,6 +206,7 @@ def test_the_world_of_a_step(stage: Any, start_worker: Any, isolation: str) -> N
     # parent's the connection that it has lent.
     sockets = {target for target in seen["descriptors"].values() if target.startswith("socket:")}
     assert sockets
+    stage.wait_for_messages(0, 0)
     below = services.descendants(worker.pid)
     parents = {one for one in below if parent_of(one) == worker.pid}
     for one in {worker.pid, *below}:

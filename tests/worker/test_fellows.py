@@ -63,6 +63,7 @@ def test_what_had_not_started_is_handed_back(stage: Any, start_worker: Any) -> N
     first = start_worker(slots=1, args=["--without", "spares"])
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
+    stage.wait_for_messages(0, 0)
     (parent,) = services.descendants(first.pid)
     os.kill(parent, signal.SIGSTOP)
     try:

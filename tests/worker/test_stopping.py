@@ -77,6 +77,7 @@ def test_orders_before_the_start(stage: Any, start_worker: Any) -> None:
     worker = start_worker(args=["--without", "spares"])
     stage.send("quick")
     stage.wait_for_state("quick", "succeeded")
+    stage.wait_for_messages(0, 0)
     (parent,) = services.descendants(worker.pid)
     os.kill(parent, signal.SIGSTOP)
     try:
