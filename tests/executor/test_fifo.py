@@ -38,5 +38,5 @@ def test_steps_of_a_group_run_one_after_the_other_and_others_do_not_wait(bench: 
     for _, claimed, finished in later:
         assert claimed >= ended
         ended = finished
-    assert bench.queue.counts() == (0, 0)
+    services.wait_for(lambda: bench.queue.counts() == (0, 0), "the end of the messages")
     assert bench.queue.dead_url.endswith("/steps-dead.fifo")

@@ -18,7 +18,7 @@ def test_a_chain_passes_values_from_step_to_step(bench: Bench) -> None:
     assert bench.rows(result.run_id) == [("one", 1, "succeeded"), ("second", 1, "succeeded"), ("third", 1, "succeeded")]
     logged = bench.logged(result.run_id)
     assert {key: telling(types) for key, types in logged.items()} == dict.fromkeys(("one", "second", "third"), ATTEMPT)
-    assert bench.queue.counts() == (0, 0)
+    services.wait_for(lambda: bench.queue.counts() == (0, 0), "the end of the messages")
 
 
 def test_an_ended_step_says_where_and_how_long_it_ran(bench: Bench) -> None:
