@@ -620,7 +620,7 @@ def remember_columns(instance: DagsterInstance) -> None:
     """Have the run storage ask once, now, and not each time that it looks at a run, whether its table has the columns
     of newer versions: they do not go away.
 
-    Why: that is four statements of a step's eighteen.  Shadows the method ``has_run_stats_index_cols``, where there is
+    Why: that is four statements of a step's nineteen.  Shadows the method ``has_run_stats_index_cols``, where there is
     one."""
     storage: Any = instance.run_storage
     ask = getattr(storage, "has_run_stats_index_cols", None)
