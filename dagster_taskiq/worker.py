@@ -160,20 +160,27 @@ class SQSTaskIQWorker:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def main(self) -> None:
-        """Run until SIGTERM or SIGINT: the first drains, the second stops at once.  Blocks."""
+        """Run until SIGTERM or SIGINT: the first drains, the second stops at once.  Blocks.  Afterwards both are
+        ignored: a process whose worker has ended is about to end, and its exit status is not that of a late signal.
+        """
         asyncio.run(self._main())
 
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
         running = loop.create_task(self.run())
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for signum in signals:
             loop.add_signal_handler(signum, self.stop)
         try:
             await running
         finally:
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(signum)
             await self.broker.shutdown()
+            # The event loop would put the default action back.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            for signum in signals:
+                loop.remove_signal_handler(signum)
+                signal.signal(signum, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     async def run(self) -> None:
         """Work until :meth:`stop` and the drain that follows.  Starts the broker; the caller shuts it down."""

@@ -100,6 +100,16 @@ def test_orders_before_the_start(stage: Any, start_worker: Any) -> None:
     assert stage.starts("other") == 0
 
 
+def test_a_signal_that_comes_late_is_no_failure(start_worker: Any) -> None:
+    """While the process of a worker that has ended is on its way out."""
+    worker = start_worker()
+    worker.send(signal.SIGTERM)
+    worker.wait_for_log("has ended")
+    while worker.popen.poll() is None:
+        worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drain_lets_a_step_end(stage: Any, start_worker: Any, number: signal.Signals) -> None:
     worker = start_worker(slots=1)
