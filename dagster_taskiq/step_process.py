@@ -226,13 +226,10 @@ class _Reporter:
             return
         if self._live:
             self._send({"op": "event", "type": entry.dagster_event.event_type_value})
-        if self._bytes > EVENTS_BYTES_MAX:
-            return
-        text = dagster.serialize_value(entry.dagster_event)
-        self._events.append(text)
-        self._bytes += len(text)
-        if self._bytes > EVENTS_BYTES_MAX:
-            self._events.clear()
+        if self._bytes <= EVENTS_BYTES_MAX:
+            text = dagster.serialize_value(entry.dagster_event)
+            self._events.append(text)
+            self._bytes += len(text)
 
     def warning(self, text: str) -> None:
         self._send({"op": "warning", "text": text})

@@ -194,9 +194,9 @@ class WarmParent:
                     " isolation to spawn, which says so in silence, or to fork, which overrides it."
                 )
             self._forks = not reason or isolation == "fork"
-        if self._forks:
-            with self._dying_with_worker():
-                warnings += self._prepare(frame["instance_ref"])
+            if self._forks:
+                with self._dying_with_worker():
+                    warnings += self._prepare(frame["instance_ref"], safe=not reason)
         # The user's modules may have installed handlers of their own.
         self._take_signals()
         self._reap()
@@ -261,10 +261,11 @@ class WarmParent:
             warnings.append(f"the Dagster instance could not be built ahead: {type(error).__name__}: {error}")
         return warnings
 
-    def _prepare(self, instance_ref: str) -> list[str]:
-        """What step processes are to have by the fork; returns what could not be had."""
+    def _prepare(self, instance_ref: str, safe: bool) -> list[str]:
+        """What step processes are to have by the fork; returns what could not be had.  ``safe``: nothing stands against
+        forking."""
         warnings = []
-        if not _why_not_fork():
+        if safe:
             warnings += self._rehearse(instance_ref) if REHEARSAL in self._levers else []
             self._build_compute_logs()
         self._prefault = Prefault() if PREFAULT in self._levers else None

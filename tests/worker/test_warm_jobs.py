@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -12,13 +10,13 @@ from unittest.mock import Mock
 
 import pytest
 from dagster import DagsterInstance, Definitions, JobDefinition, asset, job, op, repository, serialize_value
+from worker_origins import job_origin
 
 from dagster_taskiq import _core, warm_jobs
 from dagster_taskiq.levers import LEVERS, WARM_JOBS, all_but
 from dagster_taskiq.processes import WarmParentHandle, WarmParents
 from dagster_taskiq.trial import trial
 
-HERE = Path(__file__).parent
 Test = Callable[[WarmParentHandle], Awaitable[None]]
 
 
@@ -105,27 +103,13 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(test: Test, first: str = "first", levers: Iterable[str] = LEVERS) -> None:
     """``test`` with a warm parent that was started for a step of the job ``first``."""
-    repository = {
-        "__class__": "RepositoryPythonOrigin",
-        "code_pointer": {
-            "__class__": "ModuleCodePointer",
-            "fn_name": "lazy",
-            "module": "lazy_jobs",
-            "working_directory": str(HERE),
-        },
-        "container_context": None,
-        "container_image": None,
-        "entry_point": ["dagster"],
-        "executable_path": sys.executable,
-    }
-    origin = {"__class__": "PipelinePythonOrigin", "pipeline_name": first, "repository_origin": repository}
 
     async def with_parent() -> None:
         parents = WarmParents(_core.FenceBoard(4), levers=levers)
         try:
             with DagsterInstance.get() as instance:
                 reference = serialize_value(instance.get_ref())
-            await test(await parents.get("", json.dumps(origin), reference))
+            await test(await parents.get("", job_origin("lazy_jobs", "lazy", first), reference))
         finally:
             await parents.close()
 

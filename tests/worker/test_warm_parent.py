@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import services
 from dagster import DagsterInstance, serialize_value
+from worker_origins import job_origin
 
 from dagster_taskiq import _core
 from dagster_taskiq.frames import FRAME_BYTES_MAX, LENGTH, FrameDecoder, FrameError, FrameSocket, encode
@@ -48,25 +48,10 @@ class Parent:
         self.control = FrameSocket(ours)
 
     def load(self, module: str, instance_ref: str, isolation: str = "auto") -> dict[str, Any]:
-        pointer = {
-            "__class__": "ModuleCodePointer",
-            "fn_name": "work",
-            "module": module,
-            "working_directory": str(HERE),
-        }
-        repository = {
-            "__class__": "RepositoryPythonOrigin",
-            "code_pointer": pointer,
-            "container_context": None,
-            "container_image": None,
-            "entry_point": ["dagster"],
-            "executable_path": sys.executable,
-        }
-        origin = {"__class__": "PipelinePythonOrigin", "pipeline_name": "work", "repository_origin": repository}
         self.control.send(
             {
                 "op": "load",
-                "job_origin": json.dumps(origin),
+                "job_origin": job_origin(module, "work", "work"),
                 "instance_ref": instance_ref,
                 "isolation": isolation,
                 "levers": sorted(LEVERS),
