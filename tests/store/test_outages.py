@@ -176,13 +176,16 @@ def test_a_server_without_a_free_connection(
 
 
 def turn_read_only(url: str) -> None:
-    """What an old primary does to its clients: connections live on, writes are refused."""
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        cursor.execute("SELECT pg_reload_conf()")
-    connection.close()
+    """What an old primary does to its clients: connections live on, writes are refused.
+
+    The postmaster passes a reload on to every session before it accepts the next one; the session that shows the new
+    value may have been told midway, the one after it began when all had been told.
+    """
+    services.rows(url, "ALTER SYSTEM SET default_transaction_read_only = on")
+    services.rows(url, "SELECT pg_reload_conf()")
+    while services.rows(url, "SHOW default_transaction_read_only") != [("on",)]:
+        pass
+    services.rows(url, "SELECT 1")
 
 
 @pytest.fixture(scope="module")
