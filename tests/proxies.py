@@ -1,16 +1,21 @@
-"""Stand between a process and a server, and count what the process sends."""
+"""Stand between a process and a server: count what the process sends, or speak TLS with it."""
 
 from __future__ import annotations
 
 import http.client
+import select
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
+
+from certificates import new_key, server_context, write_certificate
 
 
 class SqsProxy:
@@ -156,6 +161,59 @@ class PostgresProxy:
             except OSError:
                 break
         _hang_up(source, target)
+
+
+class TlsPostgresProxy:
+    """TLS towards clients, in records as long as they may be, and none towards PostgreSQL; as a pooler in front of it.
+    ``folder``: for its certificate."""
+
+    REQUEST = bytes.fromhex("0000000804d2162f")
+    """SSLRequest: "Message Formats" (PostgreSQL documentation)."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        write_certificate(folder / "postgresql.pem", "localhost", new_key(), days=1)
+        self._context = server_context(folder / "postgresql.pem")
+        self._upstream = urlsplit(url)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        netloc = f"{self._upstream.netloc.rpartition('@')[0]}@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = urlunsplit(self._upstream._replace(netloc=netloc, query="sslmode=require"))
+
+    def __enter__(self) -> TlsPostgresProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection((self._upstream.hostname or "", self._upstream.port or 5432))
+        with suppress(OSError):
+            if client.recv(len(self.REQUEST), socket.MSG_WAITALL) == self.REQUEST:
+                client.sendall(b"S")
+                client = self._context.wrap_socket(client, server_side=True)
+                _exchange(client, server)
+        _hang_up(client, server)
+
+
+def _exchange(client: ssl.SSLSocket, server: socket.socket) -> None:
+    """Until one of them hangs up."""
+    while True:
+        ready = [client] if client.pending() else select.select([client, server], [], [])[0]
+        for source in ready:
+            chunk = source.recv(1 << 20)
+            if not chunk:
+                return
+            (server if source is client else client).sendall(chunk)
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

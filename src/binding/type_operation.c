@@ -112,6 +112,8 @@ static int wait_done(struct operation_object *self, int timeout_ms)
                 return -1;
             continue;
         }
+        if (rc == DTQ_TIMEOUT)
+            dtq_error_set(&err, DTQ_TIMEOUT, "the operation was not done after %d ms", timeout_ms); /* not a slice's */
         (void)raise_error(state, &err);
         return -1;
     }

@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <openssl/ssl.h>
+
 #include "dtq_alloc.h"
 #include "dtq_clock.h"
 
@@ -129,6 +131,24 @@ enum dtq_code dtq_pg_check_url(const char *url, struct dtq_error *err)
     if (!options)
         return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "the database URL is not one that libpq can read");
     return DTQ_OK;
+}
+
+/* ---- a connection ------------------------------------------------------------------------------------------------ */
+
+/* A record may have 16 KiB (RFC 8446, 5.1), of which libpq takes what its buffer has room for. */
+static bool holds_decrypted(PGconn *conn)
+{
+    SSL *tls = PQsslInUse(conn) ? PQsslStruct(conn, "OpenSSL") : NULL;
+    return tls && SSL_pending(tls) > 0;
+}
+
+bool dtq_pg_consume(PGconn *conn)
+{
+    do {
+        if (!PQconsumeInput(conn))
+            return false;
+    } while (holds_decrypted(conn));
+    return true;
 }
 
 /* ---- the helper thread ------------------------------------------------------------------------------------------- */

@@ -39,6 +39,11 @@ bool dtq_pg_dial_take(struct dtq_pg_dial *dial, PGconn **conn, struct dtq_error 
 /* The attempt goes on by itself and its connection is closed when it ends.  NULL-safe. */
 void dtq_pg_dial_abandon(struct dtq_pg_dial *dial);
 
+/* Take in all that has arrived, for PQisBusy and PQnotifies, without blocking.  With TLS that is more than PQconsumeInput
+ * takes once: what OpenSSL has decrypted no poll of the socket tells of.  False: the connection is lost; what arrived
+ * before may still be read. */
+bool dtq_pg_consume(PGconn *conn) DTQ_MUST_CHECK;
+
 /* The code that a SQLSTATE means to us. */
 enum dtq_code dtq_pg_classify(const char *sqlstate);
 

@@ -479,7 +479,7 @@ static void read_notifications(struct dtq_store *store)
 static void receive(struct dtq_store *store)
 {
     store->heard_ms = dtq_clock_monotonic_ms();
-    bool alive = PQconsumeInput(store->conn);
+    bool alive = dtq_pg_consume(store->conn);
     /* What arrived before the end is worth reading: it says why. */
     if (!(store->script ? read_script(store) : read_pipeline(store)))
         return;
