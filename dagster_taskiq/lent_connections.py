@@ -12,7 +12,8 @@ What makes that safe:
   own; one that was used by a process which has forked itself is not handed on.
 - While a step has it, it bears the name of the step's claim (``application_name``), by which whoever declares the step
   lost ends it: set before the first use, and again whenever the session is reset.
-- Only unencrypted ones: two processes cannot share the state of TLS.  With TLS a step process opens its own.
+- Only unencrypted ones: two processes cannot share the state of TLS.  With TLS a step process opens its own, while it
+  waits for its attempt.
 - The warm parent never waits for long: it asks for a connection with a time limit, and not again for a while when that
   failed.
 """
@@ -68,6 +69,7 @@ class Lender:
         self._idle: list[Loan] = []
         self._out: dict[int, Loan] = {}
         self._not_before = 0.0
+        self._encrypted = False
         self._shared = False
         """A child of this process may have its connection, too."""
 
@@ -117,23 +119,30 @@ class Lender:
         return None
 
     def _open(self) -> Loan | None:
-        if not self._places or time.monotonic() < self._not_before:
+        if not self._places or self._encrypted or time.monotonic() < self._not_before:
             return None
-        import psycopg2
-
-        try:
-            options = {"application_name": NAME, **self._options}
-            # The state of an encrypted connection could not be shared; and the warm parent has others to look after.
-            options.update(gssencmode="disable", connect_timeout=CONNECT_SECONDS)
-            connection = psycopg2.connect(*self._arguments, **options, connection_factory=connection_class())
-            connection.put_aside = lambda _connection: False
-            if connection.info.ssl_in_use:
-                connection.close()
-                raise ValueError("it is encrypted")
-        except Exception:
+        connection = self._connect()
+        if connection is None:
             self._not_before = time.monotonic() + PAUSE
             return None
+        if connection.info.ssl_in_use:
+            connection.really_close()
+            self._encrypted = True
+            return None
         return Loan(connection, self._places.pop())
+
+    def _connect(self) -> Any:
+        import psycopg2
+
+        options = {"application_name": NAME, **self._options}
+        # Not GSS's encryption either; and whoever waits for this has others to look after.
+        options.update(gssencmode="disable", connect_timeout=CONNECT_SECONDS)
+        try:
+            connection = psycopg2.connect(*self._arguments, **options, connection_factory=connection_class())
+        except Exception:
+            return None
+        connection.put_aside = lambda _connection: False
+        return connection
 
     def _drop(self, loan: Loan) -> None:
         self._places.append(loan.place)
@@ -151,9 +160,15 @@ class Lender:
             if loan is not mine:
                 _cut(loan.connection)
 
-    def begin(self, loan: Loan, name: str, reuse: ConnectionReuse) -> None:
+    def ahead(self, loan: Loan | None) -> Any:
+        """The connection with which this process waits for its attempt: the one that it was lent; one of its own, where
+        none is lent because they are encrypted; None."""
+        if loan is not None:
+            return loan.connection
+        return self._connect() if self._encrypted else None
+
+    def begin(self, connection: Any, name: str, reuse: ConnectionReuse) -> None:
         """Name the connection after the claim, and have it used."""
-        connection = loan.connection
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(SET_NAME, (name,))

@@ -135,13 +135,13 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
         pass
     except LeaseLostError:
         return _End(EXIT_NOT_STARTED)  # the warm parent is gone already
-    if inherited.lender is not None:
-        inherited.lender.keep_only(inherited.loan)
+    connections = _Connections(inherited)
     if inherited.prefault is not None:
         inherited.prefault.copy()
     frames = FrameSocket(channel)
     attempt = frames.recv()
     if attempt is None:
+        connections.close()
         return _End(EXIT_NOT_STARTED)
     try:
         _core.fence_arm(board, attempt["slot"], attempt["generation"])
@@ -162,7 +162,7 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
         }
     )
     reporter = _Reporter(frames, live=attempt["live"])
-    connections = _Connections(inherited, attempt["application_name"], reporter.warning)
+    connections.begin(attempt["application_name"], reporter.warning)
     # A run worker's events are not its worker's to know.
     run_id = attempt["run_id"] if attempt["command"] == EXECUTE_STEP else None
     hand_over(inherited.instance, run_id, reporter, inherited.levers)
@@ -181,23 +181,33 @@ def _serve(channel: socket.socket, board: int, parent: int, inherited: Inherited
 class _Connections:
     """What the step process has for Dagster's PostgreSQL storage."""
 
-    def __init__(self, inherited: Inherited, name: str, warn: Callable[[str], None]) -> None:
-        self._lender, self._loan = inherited.lender, inherited.loan
-        self._reuse = ConnectionReuse(warn, inherited.harmless)
-        if CONNECTION_REUSE in inherited.levers:
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
+        self._reuse: ConnectionReuse | None = None
+        self._ahead = None
+        if inherited.lender is not None:
+            inherited.lender.keep_only(inherited.loan)
+            self._ahead = inherited.lender.ahead(inherited.loan)
+
+    def begin(self, name: str, warn: Callable[[str], None]) -> None:
+        """They are the attempt's from now on."""
+        self._reuse = ConnectionReuse(warn, self._inherited.harmless)
+        if CONNECTION_REUSE in self._inherited.levers:
             self._reuse.install()
-        if self._lender is not None and self._loan is not None:
+        if self._inherited.lender is not None and self._ahead is not None:
             # The server may have hung up on it: then Dagster opens its own.
             with contextlib.suppress(Exception):
-                self._lender.begin(self._loan, name, self._reuse)
+                self._inherited.lender.begin(self._ahead, name, self._reuse)
 
     def close(self) -> None:
-        for connection in self._reuse.release():
-            if not self._give_back(connection):
+        """Whether or not an attempt came."""
+        left = [self._ahead] if self._reuse is None else self._reuse.release()
+        for connection in left:
+            if connection is not None and not self._give_back(connection):
                 connection.really_close()
 
     def _give_back(self, connection: Any) -> bool:
-        lender, loan = self._lender, self._loan
+        lender, loan = self._inherited.lender, self._inherited.loan
         return lender is not None and loan is not None and connection is loan.connection and lender.give_back(loan)
 
 

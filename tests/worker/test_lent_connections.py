@@ -5,26 +5,35 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 import services
 import sqlalchemy
+from dagster import DagsterInstance, serialize_value
+from proxies import TlsPostgresProxy
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from dagster_taskiq import lent_connections
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.lent_connections import NAME, Lender, Loan
+from dagster_taskiq.store import step_application_name
 
 STEP = "dagster-taskiq:42"
 
 
+def lender_of(url: str) -> Lender:
+    # As SQLAlchemy calls psycopg2.
+    (arguments, options) = sqlalchemy.create_engine(url).dialect.create_connect_args(make_url(url))
+    return Lender(tuple(arguments), options)
+
+
 @pytest.fixture
 def lender(database_url: str) -> Iterator[Lender]:
-    # As SQLAlchemy calls psycopg2.
-    made = Lender((), make_url(database_url).translate_connect_args(username="user", database="dbname"))
+    made = lender_of(database_url)
     yield made
     made.close_idle()
 
@@ -45,8 +54,8 @@ def in_child(lender: Lender, loan: Loan | None, work: Callable[[ConnectionReuse]
             reuse = ConnectionReuse(print)
             reuse.install()
             os.environ["PGAPPNAME"] = STEP
-            if loan is not None:
-                lender.begin(loan, STEP, reuse)
+            if (connection := lender.ahead(loan)) is not None:
+                lender.begin(connection, STEP, reuse)
             work(reuse)
             for connection in reuse.release():
                 if loan is None or connection is not loan.connection or not lender.give_back(loan):
@@ -207,19 +216,26 @@ def test_without_a_server_it_is_not_tried_again_at_once(monkeypatch: pytest.Monk
     assert len(tries) == 1
 
 
-def test_an_encrypted_one_is_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
+@pytest.fixture
+def encrypted_url(database_url: str, tmp_path: Path) -> Iterator[str]:
+    with TlsPostgresProxy(database_url, tmp_path) as proxy:
+        yield proxy.url
 
-    class Encrypted:
-        class info:
-            ssl_in_use = True
 
-        def close(self) -> None:
-            closed.append(self)
+def test_an_encrypted_one_is_not_lent_but_opened_ahead(encrypted_url: str, database_url: str) -> None:
+    lender = lender_of(encrypted_url)
+    for _ in range(2):
+        assert lender.lend() is None
+        services.wait_for(lambda: names(database_url) == [], "the end of the one that was tried")
 
-    monkeypatch.setattr("psycopg2.connect", lambda **_options: Encrypted())
-    assert Lender((), {}).lend() is None
-    assert len(closed) == 1
+        def work(_reuse: ConnectionReuse) -> None:
+            assert names(database_url) == [STEP]
+            assert ask(encrypted_url, "SHOW application_name") == STEP
+            assert ask(encrypted_url, "SELECT pg_backend_pid()") == ask(encrypted_url, "SELECT pg_backend_pid()")
+            assert names(database_url) == [STEP]
+
+        assert in_child(lender, None, work) == 0
+        services.wait_for(lambda: names(database_url) == [], "the end of the step's")
 
 
 def test_steps_share_one(stage: Any, start_worker: Any) -> None:
@@ -233,3 +249,20 @@ def test_steps_share_one(stage: Any, start_worker: Any) -> None:
         backends.append(services.rows(stage.database_url, sql, (NAME,)))
     assert len(backends[0]) == 1
     assert backends == [backends[0]] * 3
+
+
+def test_a_step_that_waits_has_its_encrypted_one(stage: Any, start_worker: Any, encrypted_url: str) -> None:
+    """In a real worker: it is there when the attempt comes, and is the attempt's then."""
+    services.write_dagster_yaml(Path(os.environ["DAGSTER_HOME"]), encrypted_url)
+    with DagsterInstance.get() as instance:
+        stage.instance_ref = serialize_value(instance.get_ref())
+    start_worker(slots=2, env={"DAGSTER_TASKIQ_DATABASE_URL": encrypted_url})
+    stage.send("slow")
+    row = stage.wait_for_state("slow", "claimed")
+    stage.wait_for_note("start", "slow")
+    step = step_application_name(row.generation)
+    services.wait_for(lambda: names(stage.database_url).count(step) == 1, "the step's connection")
+    services.wait_for(lambda: NAME in names(stage.database_url), "that of the one that waits")
+    stage.release()
+    stage.wait_for_state("slow", "succeeded")
+    services.wait_for(lambda: step not in names(stage.database_url), "the end of the step's connection")
