@@ -1,8 +1,9 @@
 """The jobs that are measured: no-op ops, in a chain or side by side, under whatever executor is asked for.
 
-The shape and size are in the job's name (``chain_50``, ``fan_150``, ``mapped_1000``), the executor in the environment
-variable BENCH_EXECUTOR, so that every process that loads this module by its name finds the same job.  Ops hand on
-nothing but their order (Nothing), so that no IO manager is measured.
+The shape and size are in the job's name (``chain_50``, ``fan_150``, ``mapped_1000``), the executor and what ops hand on
+in the environment variables BENCH_EXECUTOR and BENCH_OUTPUTS, so that every process that loads this module by its name
+finds the same job.  Ops hand on a number, through Dagster's default IO manager; or nothing but their order (Nothing),
+so that no IO manager is measured.
 """
 
 from __future__ import annotations
@@ -25,16 +26,27 @@ from dagster import (
 )
 
 EXECUTOR = "BENCH_EXECUTOR"
+OUTPUTS = "BENCH_OUTPUTS"
 
+if os.environ.get(OUTPUTS) == "nothing":
 
-@op(ins={"before": In(Nothing)}, out=Out(Nothing))
-def step() -> None:
-    pass
+    @op(ins={"before": In(Nothing)}, out=Out(Nothing))
+    def step() -> None:
+        pass
 
+    @op(out=Out(Nothing))
+    def first() -> None:
+        pass
 
-@op(out=Out(Nothing))
-def first() -> None:
-    pass
+else:
+
+    @op
+    def step(before: int) -> int:  # type: ignore[misc]
+        return before
+
+    @op
+    def first() -> int:  # type: ignore[misc]
+        return 1
 
 
 def _executor() -> Any:
@@ -62,7 +74,7 @@ def chain(size: int) -> Callable[[], None]:
 
 
 def fan(size: int) -> Callable[[], None]:
-    """One step, then ``size`` that only wait for that one."""
+    """One step, then ``size`` that need only that one."""
 
     def shape() -> None:
         before = first()
@@ -75,10 +87,12 @@ def fan(size: int) -> Callable[[], None]:
 def mapped(size: int) -> Callable[[], None]:
     """A dynamic step that gives ``size`` keys, and a step for each of them."""
 
-    @op(out=DynamicOut(Nothing))
-    def split() -> Iterator[DynamicOutput[None]]:
+    nothing = os.environ.get(OUTPUTS) == "nothing"
+
+    @op(out=DynamicOut(Nothing if nothing else int))
+    def split() -> Iterator[DynamicOutput[Any]]:
         for number in range(size):
-            yield DynamicOutput(None, mapping_key=f"key_{number}")
+            yield DynamicOutput(None if nothing else number, mapping_key=f"key_{number}")
 
     def shape() -> None:
         split().map(lambda one: step(one))

@@ -13,6 +13,7 @@ what a run costs once stays out.
 
     python steps.py
     python steps.py --rounds 5 --celery /path/to/a/venv/with/dagster-celery/bin/python --json result.json
+    python steps.py --executors in_process taskiq --outputs nothing --tls
     python steps.py --executors in_process taskiq --without rehearsal
 """
 
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, write_json
+from tls import encrypt, encrypted_postgres
 
 from dagster_taskiq.dev.postgres import EmbeddedPostgres
 from dagster_taskiq.dev.service import Service, free_port
@@ -126,7 +128,9 @@ class Bed:
         stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._stack = stack
         self.roots: dict[str, list[int]] = {}
-        postgres = stack.enter_context(EmbeddedPostgres(self.folder))
+        postgres = stack.enter_context((encrypted_postgres if options.tls else EmbeddedPostgres)(self.folder))
+        if options.tls:
+            encrypt(postgres)
         self.roots["postgresql"] = [postgres_pid(postgres)]
         url = postgres.ensure_database("dagster")
         home = self.folder / "home"
@@ -137,6 +141,7 @@ class Bed:
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DAGSTER", "PG"))},
             "DAGSTER_HOME": str(home),
             "DAGSTER_DISABLE_TELEMETRY": "1",
+            "BENCH_OUTPUTS": options.outputs,
             "DAGSTER_TASKIQ_DATABASE_URL": url,
             "AWS_REGION": REGION,
             "AWS_ACCESS_KEY_ID": "local",
@@ -378,6 +383,15 @@ def main() -> None:
     parser.add_argument(
         "--shapes", nargs="+", choices=tuple(SIZES), default=["chain", "fan"], help="default: chain and fan"
     )
+    parser.add_argument(
+        "--outputs",
+        choices=("number", "nothing"),
+        default="number",
+        help="what ops hand on: a number, through the default IO manager; nothing but their order (default: number)",
+    )
+    parser.add_argument(
+        "--tls", action="store_true", help="connections to PostgreSQL with TLS, as managed ones want it"
+    )
     parser.add_argument("--small", action="store_true", help="small sizes for all, to try the script out")
     parser.add_argument("--celery", metavar="PYTHON", help="interpreter of an environment with dagster-celery[redis]")
     parser.add_argument(
@@ -391,7 +405,7 @@ def main() -> None:
         parser.error("celery needs --celery PYTHON")
     # So that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    before = machine()
+    before = machine() | {"outputs": options.outputs, "tls": options.tls}
     samples = measure(options)
     rows = summary(samples, options)
     result = {"machine": before, "load_average_after": os.getloadavg(), "rounds": options.rounds, "rows": rows}

@@ -69,14 +69,17 @@ class EmbeddedPostgres:
     The superuser ``dagster`` has a random password, kept in ``folder/postgresql.password`` (mode 0600).  As root the
     server runs as an unprivileged user; when that user can't reach ``folder`` (a home of root's, say), the data goes
     below /var/lib/dagster-taskiq, always to the same place for the same folder.  ``durable=False`` turns fsync off:
-    for tests.
+    for tests.  ``binaries``: the bin folder of another installation.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, durable: bool = True, port: int | None = None, binaries: Path | None = None
+    ) -> None:
         self.folder = folder.absolute()
         self.port = port or 0
         self._wanted_port = port
         self._durable = durable
+        self._binaries = binaries
         self._user = unprivileged_user()
         self._password = ""
         self._service: Service | None = None
@@ -136,6 +139,8 @@ class EmbeddedPostgres:
         return self.url(name)
 
     def _reachable_binaries(self) -> Path:
+        if self._binaries is not None:
+            return self._binaries
         packaged = packaged_installation()
         if packaged is None:
             system = system_installation()
