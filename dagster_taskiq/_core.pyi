@@ -289,6 +289,10 @@ def populate_pages(pages: bytes, /) -> int:
     """Give this process copies of its own (MADV_POPULATE_WRITE, Linux 5.14).  Returns how many ranges of ``pages`` the
     kernel has refused."""
 
+def collapse_pages(max: int, /) -> int:
+    """Move this process' private memory into huge pages (MADV_COLLAPSE, Linux 6.1): ``max`` bytes of it at most, and no
+    mapping that is larger.  Returns how many bytes are in such now.  ``UnsupportedError`` where there are none."""
+
 def encode_step_task(task: Mapping[str, Any], *, task_id: str, signing_key: bytes | str | None = None) -> bytes:
     """The TaskIQ message of a step task.
 

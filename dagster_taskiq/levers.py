@@ -31,11 +31,17 @@ SPARES: Final = "spares"
 PREFAULT: Final = "prefault"
 """A step process copies the memory that steps write to before it has a step (:mod:`dagster_taskiq.prefault`)."""
 
+HUGE_PAGES: Final = "huge-pages"
+"""The warm parent's memory is in huge pages, which fork and exit handle faster (:mod:`dagster_taskiq.warm_parent`)."""
+
 LENT_CONNECTIONS: Final = "lent-connections"
 """Connections to PostgreSQL are handed on from step to step (:mod:`dagster_taskiq.lent_connections`)."""
 
 LEVERS: Final = frozenset(
-    {WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, WARM_JOBS, REHEARSAL, SPARES, PREFAULT, LENT_CONNECTIONS}
+    {
+        *(WARM_INSTANCE, CONNECTION_REUSE, COMPUTE_LOGS, WARM_JOBS, REHEARSAL),
+        *(SPARES, PREFAULT, HUGE_PAGES, LENT_CONNECTIONS),
+    }
 )
 
 

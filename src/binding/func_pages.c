@@ -65,6 +65,18 @@ static PyObject *populate_pages(PyObject *module, PyObject *argument)
     return PyLong_FromSize_t(dtq_pages_populate(ranges, count));
 }
 
+static PyObject *collapse_pages(PyObject *module, PyObject *argument)
+{
+    struct dtq_error err;
+    size_t collapsed = 0;
+    size_t max = PyLong_AsSize_t(argument);
+    if (max == (size_t)-1 && PyErr_Occurred())
+        return NULL;
+    if (dtq_pages_collapse(max, &collapsed, &err))
+        return raise_error(PyModule_GetState(module), &err);
+    return PyLong_FromSize_t(collapsed);
+}
+
 static PyMethodDef functions[] = {
     {"own_pages", own_pages, METH_NOARGS,
      "own_pages($module)\n--\n\nThe pages of memory that this process shares with no other one."},
@@ -72,6 +84,8 @@ static PyMethodDef functions[] = {
      "present_pages($module, pages, /)\n--\n\nThose pages that this process has in memory."},
     {"populate_pages", populate_pages, METH_O,
      "populate_pages($module, pages, /)\n--\n\nCopy these pages now; returns how many ranges were refused."},
+    {"collapse_pages", collapse_pages, METH_O,
+     "collapse_pages($module, max, /)\n--\n\nMove memory into huge pages; returns how many bytes are in such now."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,6 +8,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* Numbers of Linux's interface, which the C library's headers may be too old to know. */
+#ifdef __linux__
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#endif
+
 #define PRESENT (UINT64_C(1) << 63)
 #define EXCLUSIVE (UINT64_C(1) << 56)
 #define ENTRIES 4096 /* of the page map, read at a time */
@@ -82,39 +92,59 @@ static enum dtq_code close_map(struct page_map *map, enum dtq_code code, struct 
     return code;
 }
 
+struct mapping {
+    struct dtq_page_range range;
+    bool of_file;
+};
+
 /* Of a line of /proc/self/maps ("begin-end perms offset device inode  name"): whether it is private memory that can be
  * written to.  The stack, which grows, and what the kernel maps for itself do not count. */
-static bool is_private_memory(const char *line, struct dtq_page_range *range)
+static bool is_private_memory(const char *line, struct mapping *mapping)
 {
     char perms[5] = "";
+    uint64_t inode = 0;
     int name = 0;
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %*s %n", &range->begin, &range->end, perms, &name) < 3)
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %" SCNu64 " %n", &mapping->range.begin, &mapping->range.end,
+               perms, &inode, &name) < 4)
         return false;
+    mapping->of_file = inode != 0;
     if (strcmp(perms, "rw-p") != 0)
         return false;
     return name == 0 || line[name] != '[' || strncmp(line + name, "[heap]", 6) == 0 ||
            strncmp(line + name, "[anon", 5) == 0;
 }
 
+/* What is done with each private mapping. */
+typedef enum dtq_code visit(void *context, const struct mapping *mapping, struct dtq_error *err);
+
+static enum dtq_code visit_private_memory(visit *visitor, void *context, struct dtq_error *err)
+{
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (!maps)
+        return dtq_error_set_errno(err, errno, "cannot open /proc/self/maps");
+    enum dtq_code code = DTQ_OK;
+    char line[512];
+    bool whole = true; /* the line before ended where the buffer did, or earlier */
+    while (!code && fgets(line, sizeof line, maps)) {
+        struct mapping mapping;
+        if (whole && is_private_memory(line, &mapping))
+            code = visitor(context, &mapping, err);
+        whole = strchr(line, '\n') != NULL;
+    }
+    (void)fclose(maps);
+    return code;
+}
+
+static enum dtq_code look_at_mapping(void *context, const struct mapping *mapping, struct dtq_error *err)
+{
+    return look_at_range(context, mapping->range, err);
+}
+
 enum dtq_code dtq_pages_own(struct dtq_buf *out, struct dtq_error *err)
 {
     struct page_map map;
     enum dtq_code code = open_map(&map, PRESENT | EXCLUSIVE, out, err);
-    if (code)
-        return code;
-    FILE *maps = fopen("/proc/self/maps", "re");
-    if (!maps)
-        return close_map(&map, dtq_error_set_errno(err, errno, "cannot open /proc/self/maps"), err);
-    char line[512];
-    bool whole = true; /* the line before ended where the buffer did, or earlier */
-    while (!code && fgets(line, sizeof line, maps)) {
-        struct dtq_page_range range;
-        if (whole && is_private_memory(line, &range))
-            code = look_at_range(&map, range, err);
-        whole = strchr(line, '\n') != NULL;
-    }
-    (void)fclose(maps);
-    return close_map(&map, code, err);
+    return code ? code : close_map(&map, visit_private_memory(look_at_mapping, &map, err), err);
 }
 
 enum dtq_code dtq_pages_present(const struct dtq_page_range *ranges, size_t count, struct dtq_buf *out,
@@ -143,4 +173,56 @@ size_t dtq_pages_populate(const struct dtq_page_range *ranges, size_t count)
     (void)ranges;
     return count;
 #endif
+}
+
+#ifdef MADV_COLLAPSE
+struct collapse {
+    uint64_t huge; /* bytes of a huge page */
+    size_t max;
+    size_t done;
+};
+
+static enum dtq_code collapse_mapping(void *context, const struct mapping *mapping, struct dtq_error *err)
+{
+    struct collapse *work = context;
+    (void)err;
+    /* What is larger in one piece is reserved, not in use. */
+    if (mapping->of_file || mapping->range.end - mapping->range.begin > work->max)
+        return DTQ_OK;
+    uint64_t address = (mapping->range.begin + work->huge - 1) / work->huge * work->huge;
+    for (; address + work->huge <= mapping->range.end && work->done + work->huge <= work->max; address += work->huge) {
+        /* An address of the kernel's own list. */
+        if (madvise((void *)(uintptr_t)address, (size_t)work->huge, MADV_COLLAPSE) == 0) /* NOLINT */
+            work->done += work->huge;
+    }
+    return DTQ_OK;
+}
+
+/* 0 where the kernel has none. */
+static uint64_t huge_page_size(void)
+{
+    uint64_t size = 0;
+    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%" SCNu64, &size) != 1)
+        size = 0;
+    (void)fclose(file);
+    return size;
+}
+#endif
+
+enum dtq_code dtq_pages_collapse(size_t max, size_t *collapsed, struct dtq_error *err)
+{
+    *collapsed = 0;
+#ifdef MADV_COLLAPSE
+    struct collapse work = {.huge = huge_page_size(), .max = max};
+    if (work.huge != 0) {
+        enum dtq_code code = visit_private_memory(collapse_mapping, &work, err);
+        *collapsed = work.done;
+        return code;
+    }
+#endif
+    (void)max;
+    return dtq_error_set(err, DTQ_UNSUPPORTED, "this platform makes no huge pages on demand");
 }

@@ -135,6 +135,34 @@ START_TEST(a_full_list_is_an_error)
 }
 END_TEST
 
+START_TEST(memory_in_huge_pages_is_as_it_was)
+{
+    struct dtq_error err;
+    size_t size = (size_t)8 << 20;
+    size_t collapsed = 0;
+    unsigned char *large = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(large, MAP_FAILED);
+    for (size_t i = 0; i < size; i++)
+        large[i] = (unsigned char)(i * 31 >> 7);
+    enum dtq_code code = dtq_pages_collapse((size_t)64 << 20, &collapsed, &err);
+    ck_assert(code == DTQ_OK || code == DTQ_UNSUPPORTED);
+    ck_assert_uint_le(collapsed, (size_t)64 << 20);
+    for (size_t i = 0; i < size; i++)
+        ck_assert_uint_eq(large[i], (unsigned char)(i * 31 >> 7));
+    munmap(large, size);
+}
+END_TEST
+
+START_TEST(no_more_is_collapsed_than_asked_for)
+{
+    struct dtq_error err;
+    size_t collapsed = 1;
+    enum dtq_code code = dtq_pages_collapse(page, &collapsed, &err);
+    ck_assert(code == DTQ_OK || code == DTQ_UNSUPPORTED);
+    ck_assert_uint_eq(collapsed, 0);
+}
+END_TEST
+
 Suite *pages_suite(void);
 Suite *pages_suite(void)
 {
@@ -146,6 +174,8 @@ Suite *pages_suite(void)
     tcase_add_test(tests, a_populated_page_is_the_childs_own_and_unchanged);
     tcase_add_test(tests, what_is_not_mapped_is_refused);
     tcase_add_test(tests, a_full_list_is_an_error);
+    tcase_add_test(tests, memory_in_huge_pages_is_as_it_was);
+    tcase_add_test(tests, no_more_is_collapsed_than_asked_for);
     suite_add_tcase(suite, tests);
     return suite;
 }

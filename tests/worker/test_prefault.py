@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from dagster_taskiq import _core, prefault
+from dagster_taskiq.errors import UnsupportedError
 from dagster_taskiq.prefault import Prefault
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell which pages a process has")
@@ -88,3 +89,29 @@ def test_what_is_no_list_of_pages() -> None:
         _core.populate_pages(b"12345")
     with pytest.raises(TypeError):
         _core.present_pages("text")  # type: ignore[arg-type]
+
+
+def huge_kib() -> int:
+    """Of this process' memory, what is in huge pages."""
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("AnonHugePages:"))
+
+
+def test_memory_is_moved_into_huge_pages_and_stays_what_it_is() -> None:
+    content = bytearray(os.urandom(1024)) * 16 * 1024
+    before = bytes(content)
+    try:
+        moved = _core.collapse_pages(256 * 1024 * 1024)
+    except UnsupportedError:
+        pytest.skip("this kernel has no huge pages on demand")
+    if not moved:
+        pytest.skip("this kernel has no huge page left")
+    assert huge_kib() * 1024 >= moved
+    assert content == before
+
+
+def test_what_is_no_number_of_bytes() -> None:
+    with pytest.raises(OverflowError):
+        _core.collapse_pages(-1)
+    with pytest.raises(TypeError):
+        _core.collapse_pages("all")  # type: ignore[arg-type]

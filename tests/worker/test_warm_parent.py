@@ -18,7 +18,8 @@ from worker_origins import job_origin
 
 from dagster_taskiq import _core
 from dagster_taskiq.frames import FRAME_BYTES_MAX, LENGTH, FrameDecoder, FrameError, FrameSocket, encode
-from dagster_taskiq.levers import LEVERS
+from dagster_taskiq.errors import UnsupportedError
+from dagster_taskiq.levers import HUGE_PAGES, LEVERS
 
 HERE = Path(__file__).parent
 
@@ -47,14 +48,16 @@ class Parent:
             )
         self.control = FrameSocket(ours)
 
-    def load(self, module: str, instance_ref: str, isolation: str = "auto") -> dict[str, Any]:
+    def load(
+        self, module: str, instance_ref: str, isolation: str = "auto", levers: frozenset[str] = LEVERS
+    ) -> dict[str, Any]:
         self.control.send(
             {
                 "op": "load",
                 "job_origin": job_origin(module, "work", "work"),
                 "instance_ref": instance_ref,
                 "isolation": isolation,
-                "levers": sorted(LEVERS),
+                "levers": sorted(levers),
                 "watch": False,
             }
         )
@@ -178,6 +181,29 @@ def test_a_killed_parent_takes_its_steps_along(make_parent: Any, instance_ref: s
     parent.process.wait()
     services.wait_for(lambda: not services.alive(pid), "the step process's death")
     channel.close()
+
+
+def in_huge_pages(pid: int) -> int:
+    """KiB of a process' memory."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("AnonHugePages:"))
+
+
+def test_its_memory_is_in_huge_pages(make_parent: Any, instance_ref: str) -> None:
+    try:
+        if not _core.collapse_pages(256 * 1024 * 1024):
+            pytest.skip("this kernel has no huge page left")
+    except UnsupportedError:
+        pytest.skip("this kernel makes no huge pages on demand")
+    found = []
+    for levers in (LEVERS, LEVERS - {HUGE_PAGES}):
+        parent = make_parent()
+        parent.load("worker_jobs", instance_ref, levers=levers)
+        found.append(in_huge_pages(parent.process.pid))
+        _, channel = parent.step(1)
+        channel.close()
+        assert parent.control.recv()["exit_code"] == 0
+    assert found[0] >= found[1] + 16 * 1024
 
 
 def test_frames_in_portions() -> None:
