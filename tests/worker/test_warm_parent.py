@@ -17,8 +17,8 @@ from dagster import DagsterInstance, serialize_value
 from worker_origins import job_origin
 
 from dagster_taskiq import _core
-from dagster_taskiq.frames import FRAME_BYTES_MAX, LENGTH, FrameDecoder, FrameError, FrameSocket, encode
 from dagster_taskiq.errors import UnsupportedError
+from dagster_taskiq.frames import FRAME_BYTES_MAX, LENGTH, FrameDecoder, FrameError, FrameSocket, encode
 from dagster_taskiq.levers import HUGE_PAGES, LEVERS
 
 HERE = Path(__file__).parent
