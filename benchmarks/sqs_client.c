@@ -1,12 +1,12 @@
 /*
  * The C clients of sqs_client.py.
  *
- *     sqs_client core|floor|digests ENDPOINT QUEUE-URL BODY-FILE
+ *     sqs_client core|by-hand|floor ENDPOINT QUEUE-URL BODY-FILE
  *
- * core: src/core's SQS client, as a program in C uses it.  floor: libcurl's multi interface and nothing else: requests
- * that were built and signed once, answers that are read and not looked at.  digests: the same, and OpenSSL's digests
- * that no client can do without: the SHA-256 of each request, the MD5 of each body sent or received.  For each line "ACTION BATCH REQUESTS
- * IN-FLIGHT" on standard input it says "SECONDS CPU-SECONDS" on standard output.
+ * core: src/core's SQS client, as a program in C uses it.  by-hand: libcurl's multi interface in a bare loop; each
+ * request is built and signed, each answer parsed and its digests checked (sqs_by_hand.h).  floor: the same loop and
+ * nothing else: requests that were built and signed once, answers that are read and not looked at.  For each line
+ * "ACTION BATCH REQUESTS IN-FLIGHT" on standard input it says "SECONDS CPU-SECONDS" on standard output.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -16,7 +16,8 @@
 #include <time.h>
 
 #include <curl/curl.h>
-#include <openssl/evp.h>
+
+#include "sqs_by_hand.h"
 
 #include "dtq_loop.h"
 #include "dtq_sqs.h"
@@ -117,16 +118,17 @@ static void run_core(const struct task *task)
     }
 }
 
-/* ---- the floor --------------------------------------------------------------------------------------------------- */
+/* ---- a bare loop of libcurl's ------------------------------------------------------------------------------------ */
 
 static CURLM *multi;
 static CURL *handles_of_curl[IN_FLIGHT_MAX];
 static char answer[IN_FLIGHT_MAX][ANSWER_BYTES_MAX];
 static size_t answer_length[IN_FLIGHT_MAX];
+static struct by_hand_request requests[IN_FLIGHT_MAX]; /* by hand only */
 
 static size_t take(char *data, size_t size, size_t count, void *context)
 {
-    size_t index = (size_t)((char(*)[ANSWER_BYTES_MAX])context - answer);
+    size_t index = (size_t)((char (*)[ANSWER_BYTES_MAX])context - answer);
     if (size * count > ANSWER_BYTES_MAX - answer_length[index])
         return 0;
     memcpy(answer[index] + answer_length[index], data, size * count);
@@ -134,7 +136,14 @@ static size_t take(char *data, size_t size, size_t count, void *context)
     return size * count;
 }
 
-static void start_floor(void)
+static int index_of(CURL *easy)
+{
+    char *place = NULL;
+    curl_easy_getinfo(easy, CURLINFO_PRIVATE, &place);
+    return (int)((size_t *)(void *)place - answer_length);
+}
+
+static void start_loop(void)
 {
     curl_global_init(CURL_GLOBAL_DEFAULT);
     multi = curl_multi_init();
@@ -182,18 +191,19 @@ static struct curl_slist *headers_of(const struct task *task)
     return list;
 }
 
-/* Put what is finished back into idle; how many that were. */
-static int take_finished(CURL **idle, int *idle_count)
+/* Put what is finished back into idle; how many that were.  by_hand, if not NULL, has the answers checked. */
+static int take_finished(CURL **idle, int *idle_count, const struct by_hand *by_hand)
 {
     CURLMsg *message;
     int left = 0, count = 0;
     while ((message = curl_multi_info_read(multi, &left))) {
-        char *length = NULL;
         CURL *easy = message->easy_handle;
-        curl_easy_getinfo(easy, CURLINFO_PRIVATE, &length);
-        if (message->data.result || !*(size_t *)(void *)length)
+        int index = index_of(easy);
+        if (message->data.result || !answer_length[index])
             fail("a request failed");
-        *(size_t *)(void *)length = 0;
+        if (by_hand && !by_hand_check(by_hand, answer[index], answer_length[index]))
+            fail("an answer is not whole");
+        answer_length[index] = 0;
         curl_multi_remove_handle(multi, easy);
         idle[(*idle_count)++] = easy;
         count++;
@@ -201,52 +211,65 @@ static int take_finished(CURL **idle, int *idle_count)
     return count;
 }
 
-/* What a request costs in digests. */
-static void digest(const struct task *task, const struct dtq_buf *request)
+static void set_request(CURL *easy, const char *text, size_t length, struct curl_slist *headers)
 {
-    static EVP_MD *md5, *sha256;
-    unsigned char out[EVP_MAX_MD_SIZE];
-    if (!md5) {
-        md5 = EVP_MD_fetch(NULL, "MD5", NULL);
-        sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
-    }
-    if (EVP_Digest(request->data, request->length, out, NULL, sha256, NULL) != 1)
-        fail("SHA-256");
-    for (int i = 0; !is(task, "delete") && i < task->batch; i++) {
-        if (EVP_Digest(entries[i].body.data, entries[i].body.length, out, NULL, md5, NULL) != 1)
-            fail("MD5");
-    }
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDS, text);
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE, (long)length);
 }
 
-static void run_floor(const struct task *task, bool with_digests)
+static void set_new_request(CURL *easy, const struct by_hand *by_hand)
 {
-    struct dtq_buf request;
+    struct by_hand_request *request = &requests[index_of(easy)];
+    by_hand_free(request);
+    *request = by_hand_build(by_hand);
+    set_request(easy, request->text, strlen(request->text), request->headers);
+}
+
+/* by_hand: NULL for the floor, whose requests stand already. */
+static void run_loop(const struct task *task, const struct by_hand *by_hand)
+{
     CURL *idle[IN_FLIGHT_MAX];
     int idle_count = task->in_flight, started = 0, done = 0, running = 0;
-    dtq_buf_init(&request, SIZE_MAX / 2);
-    build(task, &request);
-    struct curl_slist *headers = headers_of(task);
-    for (int i = 0; i < task->in_flight; i++) {
-        idle[i] = handles_of_curl[i];
-        curl_easy_setopt(idle[i], CURLOPT_HTTPHEADER, headers);
-        curl_easy_setopt(idle[i], CURLOPT_POSTFIELDS, request.data);
-        curl_easy_setopt(idle[i], CURLOPT_POSTFIELDSIZE, (long)request.length);
-    }
+    memcpy(idle, handles_of_curl, sizeof idle);
     while (done < task->requests) {
         while (idle_count && started < task->requests) {
-            if (with_digests)
-                digest(task, &request);
-            curl_multi_add_handle(multi, idle[--idle_count]);
+            CURL *easy = idle[--idle_count];
+            if (by_hand)
+                set_new_request(easy, by_hand);
+            curl_multi_add_handle(multi, easy);
             started++;
         }
         curl_multi_perform(multi, &running);
-        int finished = take_finished(idle, &idle_count);
+        int finished = take_finished(idle, &idle_count, by_hand);
         if (!finished)
             curl_multi_poll(multi, NULL, 0, 1000, NULL);
         done += finished;
     }
+}
+
+static void run_floor(const struct task *task)
+{
+    struct dtq_buf request;
+    dtq_buf_init(&request, SIZE_MAX / 2);
+    build(task, &request);
+    struct curl_slist *headers = headers_of(task);
+    for (int i = 0; i < task->in_flight; i++)
+        set_request(handles_of_curl[i], request.data, request.length, headers);
+    run_loop(task, NULL);
     curl_slist_free_all(headers);
     dtq_buf_clean_up(&request);
+}
+
+static void run_by_hand(const struct task *task)
+{
+    const struct by_hand by_hand = {.action = task->action,
+                                    .batch = task->batch,
+                                    .queue_url = queue_url,
+                                    .host = strstr(endpoint, "://") + 3,
+                                    .body = body,
+                                    .handle = HANDLE};
+    run_loop(task, &by_hand);
 }
 
 /* ---- measuring --------------------------------------------------------------------------------------------------- */
@@ -288,24 +311,26 @@ int main(int count, char **arguments)
 {
     struct task task;
     const char *mode = count == 5 ? arguments[1] : "";
-    bool is_core = strcmp(mode, "core") == 0, with_digests = strcmp(mode, "digests") == 0;
-    if (!is_core && !with_digests && strcmp(mode, "floor") != 0)
-        fail("usage: sqs_client core|floor|digests ENDPOINT QUEUE-URL BODY-FILE");
+    bool is_core = strcmp(mode, "core") == 0, is_by_hand = strcmp(mode, "by-hand") == 0;
+    if (!is_core && !is_by_hand && strcmp(mode, "floor") != 0)
+        fail("usage: sqs_client core|by-hand|floor ENDPOINT QUEUE-URL BODY-FILE");
     endpoint = arguments[2];
     queue_url = arguments[3];
     read_body(arguments[4]);
     if (is_core)
         start_core();
     else
-        start_floor();
+        start_loop();
     while (scanf("%15s %d %d %d", task.action, &task.batch, &task.requests, &task.in_flight) == 4) {
         if (task.in_flight > IN_FLIGHT_MAX || task.batch > DTQ_SQS_BATCH_MAX)
             fail("too many");
         double wall_before = now(), cpu_before = cpu();
         if (is_core)
             run_core(&task);
+        else if (is_by_hand)
+            run_by_hand(&task);
         else
-            run_floor(&task, with_digests);
+            run_floor(&task);
         printf("%.6f %.6f\n", now() - wall_before, cpu() - cpu_before);
         fflush(stdout);
     }

@@ -2,9 +2,9 @@
 """Measures what a message costs a client of SQS: CPU time and messages a second, for send, receive and delete.
 
 The server answers canned bodies (stub_canned.c), so that only the client is measured.  Ours, from Python and from C,
-takes turns with boto3, aiobotocore, taskiq-aio-sqs, pycurl with SigV4 by hand, and a bare libcurl loop in C that signs
-and reads nothing, which is the floor.  Every client is a process of its own (sqs_peers.py, sqs_client.c); CPU time is
-all of that process's.  Each does a number of requests that takes it about as long as the others (--seconds); a first
+takes turns with boto3, aiobotocore, taskiq-aio-sqs, pycurl with SigV4 by hand, a bare libcurl loop in C with cJSON and
+SigV4 by hand, and the same loop that builds, signs and reads nothing, which is the floor.  Every client is a process of
+its own (sqs_peers.py, sqs_client.c); CPU time is all of that process's.  Each does a number of requests that takes it about as long as the others (--seconds); a first
 round is not counted.
 
 "messages/s" is what one process got; boto3 and pycurl wait for each answer, the others have several requests in
@@ -34,7 +34,7 @@ from common import CORE, columns, compile_c, interpreter_with, machine, write_js
 
 HERE = Path(__file__).resolve().parent
 ACTIONS = ("send", "receive", "delete")
-C_CLIENTS = {"ours, C": "core", "floor": "floor", "floor, digests": "digests"}
+C_CLIENTS = {"ours, C": "core", "libcurl by hand": "by-hand", "floor": "floor"}
 PYTHON_CLIENTS = {
     "ours": "dagster_taskiq",
     "boto3": "boto3",
@@ -119,7 +119,7 @@ def drivers(options: argparse.Namespace) -> Iterator[list[Driver]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dagster-taskiq-bench-")))
         stub = compile_c(folder / "stub_canned", [HERE / "stub_canned.c"])
-        clients = compile_c(folder / "sqs_client", [HERE / "sqs_client.c", *sorted(CORE.glob("*.c"))])
+        clients = compile_c(folder / "sqs_client", [HERE / "sqs_client.c", HERE / "sqs_by_hand.c", *sorted(CORE.glob("*.c"))])
         body = folder / "body"
         body.write_text(body_text(options.bytes))
         endpoint = stack.enter_context(stub_server(stub, body))
