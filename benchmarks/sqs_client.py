@@ -4,8 +4,8 @@
 The server answers canned bodies (stub_canned.c), so that only the client is measured.  Ours, from Python and from C,
 takes turns with boto3, aiobotocore, taskiq-aio-sqs, pycurl with SigV4 by hand, a bare libcurl loop in C with cJSON and
 SigV4 by hand, and the same loop that builds, signs and reads nothing, which is the floor.  Every client is a process of
-its own (sqs_peers.py, sqs_client.c); CPU time is all of that process's.  Each does a number of requests that takes it about as long as the others (--seconds); a first
-round is not counted.
+its own (sqs_peers.py, sqs_client.c); CPU time is all of that process's.  Each does a number of requests that takes it
+about as long as the others (--seconds); a first round is not counted.
 
 "messages/s" is what one process got; boto3 and pycurl wait for each answer, the others have several requests in
 flight.  Clients that are not installed are left out; --peers-python names an interpreter that has them.
@@ -119,7 +119,8 @@ def drivers(options: argparse.Namespace) -> Iterator[list[Driver]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dagster-taskiq-bench-")))
         stub = compile_c(folder / "stub_canned", [HERE / "stub_canned.c"])
-        clients = compile_c(folder / "sqs_client", [HERE / "sqs_client.c", HERE / "sqs_by_hand.c", *sorted(CORE.glob("*.c"))])
+        sources = [HERE / "sqs_client.c", HERE / "sqs_by_hand.c", *sorted(CORE.glob("*.c"))]
+        clients = compile_c(folder / "sqs_client", sources)
         body = folder / "body"
         body.write_text(body_text(options.bytes))
         endpoint = stack.enter_context(stub_server(stub, body))
