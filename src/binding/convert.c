@@ -119,6 +119,13 @@ PyObject *text_or_none(const char *text)
     return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), NULL);
 }
 
+PyObject *message_or_none(const char *text)
+{
+    if (!text)
+        Py_RETURN_NONE;
+    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+}
+
 PyObject *text_of(struct dtq_slice slice)
 {
     return PyUnicode_DecodeUTF8(slice.length ? slice.data : "", (Py_ssize_t)slice.length, NULL);

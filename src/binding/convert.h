@@ -35,6 +35,8 @@ int as_double(PyObject *object, const char *what, double *out);
 
 /* NULL gives None. */
 PyObject *text_or_none(const char *text);
+/* The same for what PostgreSQL or libpq has written for people: in its own encoding perhaps, or cut within a character. */
+PyObject *message_or_none(const char *text);
 PyObject *text_of(struct dtq_slice slice);
 PyObject *bytes_of(struct dtq_slice slice);
 

@@ -33,8 +33,8 @@ PyObject *event_new(struct module_state *state, const struct dtq_event *event)
     if (!self)
         return NULL;
     self->kind = PyUnicode_InternFromString(kind_name(event->kind)); /* new */
-    self->channel = text_or_none(event->text);                       /* new */
-    self->payload = text_or_none(event->detail);                     /* new */
+    self->channel = message_or_none(event->text);                    /* new */
+    self->payload = message_or_none(event->detail);                  /* new */
     self->generation = (long long)event->generation;
     if (!self->kind || !self->channel || !self->payload)
         Py_CLEAR(self);

@@ -192,8 +192,9 @@ static PyObject *loop_drain(PyObject *object, PyObject *unused)
     struct dtq_op *op = dtq_loop_drain(self->loop);
     while (op) {
         struct dtq_op *next = dtq_op_next(op);
-        if (list && append_drained(state, self, op, list) < 0)
-            Py_CLEAR(list);
+        /* The others must not wait for ever because one cannot be handed out. */
+        if (append_drained(state, self, op, list) < 0)
+            PyErr_WriteUnraisable(object);
         dtq_op_release(self->loop, op);
         op = next;
     }

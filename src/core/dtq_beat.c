@@ -24,6 +24,7 @@
 #include "dtq_alloc.h"
 #include "dtq_buf.h"
 #include "dtq_clock.h"
+#include "dtq_json.h"
 #include "dtq_limits.h"
 #include "dtq_rand.h"
 
@@ -270,7 +271,9 @@ static void fill_columns_locked(struct dtq_beat *beat, struct columns *columns)
         add_text(&columns->step_keys, entry->step_key);
         dtq_buf_addf(&columns->attempts, "%s%d", before, entry->attempt);
         dtq_buf_addf(&columns->generations, "%s%" PRId64, before, entry->generation);
-        dtq_buf_addf(&columns->ttls, "%s%.17g", before, entry->ttl_s);
+        dtq_buf_add_str(&columns->ttls, before);
+        /* printf would follow the locale, and a comma begins the next lease's. */
+        (void)dtq_json_write_double(&columns->ttls, entry->ttl_s);
         beat->renewing[beat->renewing_count++] = entry->generation;
     }
 }
@@ -566,6 +569,9 @@ enum dtq_code dtq_beat_add(struct dtq_beat *beat, const struct dtq_beat_entry *g
     if (!given->run_id || !given->step_key || !(given->heartbeat_s > 0) || !(given->ttl_s > given->margin_s))
         return dtq_error_set(err, DTQ_INVALID_ARGUMENT,
                              "a heartbeat must be positive and a ttl longer than the margin of %g s", given->margin_s);
+    if (!(given->ttl_s <= DTQ_BEAT_SECONDS_MAX) || !(given->heartbeat_s <= DTQ_BEAT_SECONDS_MAX))
+        return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "a ttl and a heartbeat may have up to %d s",
+                             DTQ_BEAT_SECONDS_MAX);
     struct entry *entry = entry_new(given);
     if (!entry)
         return dtq_error_no_memory(err);

@@ -12,8 +12,9 @@
  * Events: DTQ_EVENT_LEASE_LOST when the row is no longer claimed with that generation or the local deadline passed
  * unrenewed (the entry is removed), DTQ_EVENT_CANCEL once per entry, DTQ_EVENT_VISIBILITY_LOST once per entry (its
  * lease goes on).
- * Failure: DTQ_INVALID_ARGUMENT (a ttl not longer than the margin, a generation that is there already), DTQ_NO_MEMORY,
- * DTQ_FORKED, DTQ_CLOSED.  A renewal that fails is tried again until the local deadline.
+ * Failure: DTQ_INVALID_ARGUMENT (a ttl not longer than the margin, a ttl or heartbeat over DTQ_BEAT_SECONDS_MAX, a
+ * generation that is there already), DTQ_NO_MEMORY, DTQ_FORKED, DTQ_CLOSED.  A renewal that fails is tried again until
+ * the local deadline.  An event that there is no memory for is not told: the fence and the row say the same.
  */
 #ifndef DTQ_BEAT_H
 #define DTQ_BEAT_H
@@ -25,6 +26,8 @@
 #include "dtq_fence.h"
 #include "dtq_sqs.h"
 #include "dtq_store.h"
+
+#define DTQ_BEAT_SECONDS_MAX (366 * 24 * 3600)
 
 struct dtq_beat;
 

@@ -506,6 +506,10 @@ enum dtq_code dtq_loop_new(struct dtq_loop **out, struct dtq_error *err)
         loop->multi = curl_multi_init();
         if (!loop->multi)
             rc = dtq_error_no_memory(err);
+        /* libcurl makes a handle even where it gets no descriptors for waking it. */
+        else if (curl_multi_wakeup(loop->multi) != CURLM_OK)
+            rc = dtq_error_set(err, DTQ_SYSTEM, "no descriptors are left for the I/O thread: raise the limit of open"
+                                                " files (ulimit -n)");
     }
     if (rc) {
         dtq_loop_destroy(loop);

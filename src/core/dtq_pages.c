@@ -177,10 +177,25 @@ size_t dtq_pages_populate(const struct dtq_page_range *ranges, size_t count)
 
 #ifdef MADV_COLLAPSE
 struct collapse {
+    int map;       /* /proc/self/pagemap */
+    uint64_t page; /* bytes */
     uint64_t huge; /* bytes of a huge page */
     size_t max;
     size_t done;
 };
+
+/* Whether half of a huge page's pages are in memory.  The others would be: zeroes that nobody has asked for. */
+static bool is_in_use(const struct collapse *work, uint64_t address)
+{
+    uint64_t entries[ENTRIES];
+    uint64_t count = work->huge / work->page, present = 0;
+    if (count > ENTRIES || pread(work->map, entries, (size_t)count * sizeof *entries,
+                                 (off_t)(address / work->page * sizeof *entries)) != (ssize_t)(count * sizeof *entries))
+        return false;
+    for (uint64_t i = 0; i < count; i++)
+        present += (entries[i] & PRESENT) != 0;
+    return present >= count / 2;
+}
 
 static enum dtq_code collapse_mapping(void *context, const struct mapping *mapping, struct dtq_error *err)
 {
@@ -192,7 +207,8 @@ static enum dtq_code collapse_mapping(void *context, const struct mapping *mappi
     uint64_t address = (mapping->range.begin + work->huge - 1) / work->huge * work->huge;
     for (; address + work->huge <= mapping->range.end && work->done + work->huge <= work->max; address += work->huge) {
         /* An address of the kernel's own list. */
-        if (madvise((void *)(uintptr_t)address, (size_t)work->huge, MADV_COLLAPSE) == 0) /* NOLINT */
+        if (is_in_use(work, address) &&
+            madvise((void *)(uintptr_t)address, (size_t)work->huge, MADV_COLLAPSE) == 0) /* NOLINT */
             work->done += work->huge;
     }
     return DTQ_OK;
@@ -216,9 +232,13 @@ enum dtq_code dtq_pages_collapse(size_t max, size_t *collapsed, struct dtq_error
 {
     *collapsed = 0;
 #ifdef MADV_COLLAPSE
-    struct collapse work = {.huge = huge_page_size(), .max = max};
+    struct collapse work = {.page = (uint64_t)sysconf(_SC_PAGESIZE), .huge = huge_page_size(), .max = max};
     if (work.huge != 0) {
+        work.map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        if (work.map < 0)
+            return dtq_error_set_errno(err, errno, "cannot open /proc/self/pagemap");
         enum dtq_code code = visit_private_memory(collapse_mapping, &work, err);
+        close(work.map);
         *collapsed = work.done;
         return code;
     }

@@ -37,8 +37,8 @@ enum dtq_code dtq_pages_present(const struct dtq_page_range *ranges, size_t coun
 /* Give this process copies of its own.  Returns how many ranges were refused, as by a kernel that cannot do it. */
 size_t dtq_pages_populate(const struct dtq_page_range *ranges, size_t count);
 
-/* Move private memory into huge pages, which copies it (some 2 ms a MiB): max bytes of it at most, and no mapping that is
- * larger.  Sets how many bytes are in huge pages now; what the kernel refuses stays as it was.  DTQ_UNSUPPORTED where
+/* Move private memory into huge pages, which copies it (some 2 ms a MiB): max bytes of it at most, no mapping that is
+ * larger, and no huge page of which less than half is in use.  Sets how many bytes are in huge pages now; what the kernel refuses stays as it was.  DTQ_UNSUPPORTED where
  * there are none. */
 enum dtq_code dtq_pages_collapse(size_t max, size_t *collapsed, struct dtq_error *err) DTQ_MUST_CHECK;
 

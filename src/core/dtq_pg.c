@@ -66,6 +66,7 @@ static const struct {
     {"55P03", DTQ_PG_TRANSIENT}, /* lock_not_available */
     {"57014", DTQ_PG_TRANSIENT}, /* query_canceled: statement_timeout */
     {"26000", DTQ_PG_TRANSIENT}, /* invalid_sql_statement_name: not prepared on this connection after all */
+    {"42P05", DTQ_PG_TRANSIENT}, /* duplicate_prepared_statement: prepared on it already */
     {"28", DTQ_PG_CONNECT},      /* invalid authorization */
     {"3D000", DTQ_PG_CONNECT},   /* invalid_catalog_name: no such database */
     {"42P01", DTQ_PG_SCHEMA},    /* undefined_table */
@@ -212,7 +213,7 @@ static PGconn *connect_now(struct dtq_pg_dial *dial)
 {
     char seconds[16];
     struct params params;
-    snprintf(seconds, sizeof seconds, "%d", (dial->timeout_ms + 999) / 1000);
+    snprintf(seconds, sizeof seconds, "%d", dial->timeout_ms / 1000 + (dial->timeout_ms % 1000 != 0));
     collect_params(&params, dial, seconds);
     PGconn *conn = PQconnectStartParams(params.keywords, params.values, 1);
     if (!conn || PQstatus(conn) == CONNECTION_BAD)

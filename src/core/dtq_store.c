@@ -35,6 +35,7 @@
 #define DEFAULT_BACKOFF_BASE_MS 50
 #define DEFAULT_BACKOFF_CAP_MS 2000
 #define STALL_MS 5000
+#define HELD_MS 1000  /* a connection that is lost earlier counts as one that has failed */
 #define SLOTS_MAX 256 /* sent and not answered; the rest waits in our queue */
 
 /* The moves are written for READ COMMITTED, and a move that was answered must survive a crash of the server.  Plans are
@@ -64,11 +65,12 @@ struct dtq_store {
     struct dtq_pg_dial *dial;
     PGconn *conn;
     struct dtq_error last_error; /* why there is no connection */
-    int failures;                /* of connecting, in a row */
+    int failures;                /* of connections that did not hold, in a row */
     uint64_t retry_at_ms;
     uint64_t heard_ms; /* when the server last said anything */
     uint64_t prepared; /* one bit for each statement, on this connection */
-    bool announced;    /* DTQ_EVENT_STORE_CONNECTED of this connection is out */
+    bool announced;    /* DTQ_EVENT_STORE_CONNECTED of this connection is out, */
+    uint64_t announced_ms; /* since when */
     bool unflushed;
     bool closing;
     struct dtq_store_queue queue;
@@ -139,6 +141,19 @@ static void channel_remove(struct dtq_store *store, const char *name)
     dtq_free(channel);
 }
 
+/* The channel is not wanted any more: what has not been sent is done. */
+static void end_pending_listens(struct dtq_store *store, const char *name)
+{
+    struct dtq_store_op *next;
+    for (struct dtq_store_op *op = store->queue.pending; op; op = next) {
+        next = op->next_pending;
+        if (op->kind != DTQ_STORE_LISTEN || strcmp(op->text, name) != 0)
+            continue;
+        dtq_store_pending_remove(&store->queue, op);
+        finish_ok(store, op);
+    }
+}
+
 static void fail_all_pending(struct dtq_store *store, const struct dtq_error *error)
 {
     while (store->queue.pending) {
@@ -181,6 +196,8 @@ static void connection_lost(struct dtq_store *store, const struct dtq_error *err
     drop_connection(store);
     dtq_store_slots_to_pending(&store->queue);
     store->last_error = why;
+    if (store->announced && dtq_clock_monotonic_ms() - store->announced_ms >= HELD_MS)
+        store->failures = 0;
     wait_before_next_dial(store);
     if (store->script) {
         struct dtq_store_op *script = store->script;
@@ -260,7 +277,7 @@ static void end_dial(struct dtq_store *store)
 static void announce(struct dtq_store *store)
 {
     store->announced = true;
-    store->failures = 0;
+    store->announced_ms = dtq_clock_monotonic_ms();
     dtq_error_clear(&store->last_error);
     publish(store, DTQ_EVENT_STORE_CONNECTED, NULL, NULL);
 }
@@ -373,6 +390,18 @@ static void end_op(struct dtq_store *store, struct dtq_store_slot *slot)
     finish(store, op, &slot->error);
 }
 
+/* What the server knows, when it is not what we thought: somebody else (a pooler, DISCARD ALL) had the session. */
+static void note_prepared(struct dtq_store *store, const struct dtq_store_slot *slot)
+{
+    const struct dtq_statement *failed = NULL;
+    if (slot->error.code && slot->prepares && strcmp(slot->error.sqlstate, "42P05") != 0)
+        failed = slot->prepares;
+    else if (slot->op && slot->op->statement && strcmp(slot->error.sqlstate, "26000") == 0)
+        failed = slot->op->statement;
+    if (failed)
+        store->prepared &= ~((uint64_t)1 << dtq_statement_index(failed));
+}
+
 /* The oldest slot is answered.  False: the connection is lost. */
 static bool end_slot(struct dtq_store *store)
 {
@@ -383,8 +412,7 @@ static bool end_slot(struct dtq_store *store)
         return false;
     }
     slot = dtq_store_slot_take(&store->queue);
-    if (slot->error.code && slot->prepares)
-        store->prepared &= ~((uint64_t)1 << dtq_statement_index(slot->prepares));
+    note_prepared(store, slot);
     if (slot->op)
         end_op(store, slot);
     bool own = slot->kind != DTQ_SLOT_OP;
@@ -512,6 +540,7 @@ static void source_submit(struct dtq_source *source, struct dtq_op *op)
     }
     if (mine->kind == DTQ_STORE_UNLISTEN) {
         channel_remove(store, mine->text);
+        end_pending_listens(store, mine->text);
         if (store->state != READY) {
             finish_ok(store, mine);
             return;
@@ -631,7 +660,7 @@ static void source_destroy(struct dtq_source *source, bool forked)
     struct dtq_store *store = store_of(source);
     if (forked) {
         /* Only our copy of the descriptor, without a word to the server: else it would take the parent for alive for as
-         * long as this process lives. */
+         * long as this process lives.  One that is just being opened has no owner here, and lives that long. */
         int fd = atomic_exchange(&store->socket, -1);
         if (fd >= 0)
             close(fd);

@@ -1,5 +1,7 @@
 /* The heartbeat against a real PostgreSQL (DTQ_TEST_DATABASE_URL) and a scripted SQS. */
 #include <inttypes.h>
+#include <locale.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -147,6 +149,29 @@ START_TEST(a_beat_renews_the_lease_and_moves_the_deadline)
 }
 END_TEST
 
+/* Runs where such a locale is installed; the process is Check's own fork. */
+START_TEST(a_locale_with_a_comma_shortens_no_lease)
+{
+    char first_run[64], value[256];
+    struct dtq_beat_entry first = entry();
+    memcpy(first_run, run_id, sizeof first_run);
+    first.run_id = first_run;
+    generation = claim();
+    struct dtq_beat_entry second = entry();
+    second.slot = 1 - SLOT;
+    first.ttl_s = second.ttl_s = 1000.5;
+    if (!setlocale(LC_NUMERIC, "de_DE.UTF-8"))
+        return;
+    make_beat(NULL);
+    add(second);
+    add(first);
+    uint64_t end_ms = dtq_clock_monotonic_ms() + SF_PATIENCE_MS;
+    while (strcmp(look("lease > clock_timestamp() + interval '900 s'", value), "t") != 0)
+        ck_assert_msg(dtq_clock_monotonic_ms() < end_ms, "the lease is not what was asked for");
+    setlocale(LC_NUMERIC, "C");
+}
+END_TEST
+
 START_TEST(a_removed_entry_is_not_renewed)
 {
     make_beat(NULL);
@@ -248,6 +273,12 @@ START_TEST(bad_entries_are_refused)
     ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
     given = entry();
     given.heartbeat_s = 0;
+    ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
+    given = entry();
+    given.ttl_s = 2e10;
+    ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
+    given = entry();
+    given.heartbeat_s = INFINITY;
     ck_assert_int_eq(dtq_beat_add(beat, &given, &err), DTQ_INVALID_ARGUMENT);
     given = entry();
     given.heartbeat_s = 100;
@@ -423,6 +454,7 @@ Suite *beat_suite(void)
     tcase_add_unchecked_fixture(tcase, sf_migrate, NULL);
     tcase_add_checked_fixture(tcase, set_up, tear_down);
     tcase_add_test(tcase, a_beat_renews_the_lease_and_moves_the_deadline);
+    tcase_add_test(tcase, a_locale_with_a_comma_shortens_no_lease);
     tcase_add_test(tcase, a_removed_entry_is_not_renewed);
     tcase_add_test(tcase, a_row_that_was_taken_away_is_told);
     tcase_add_test(tcase, a_requested_cancellation_is_told_once);

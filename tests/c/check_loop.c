@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -457,6 +458,24 @@ START_TEST(a_loop_that_never_ran_closes)
 }
 END_TEST
 
+/* libcurl needs descriptors for being woken and hides that it got none; the process is Check's own fork. */
+START_TEST(a_loop_that_could_not_be_woken_is_not_made)
+{
+    struct dtq_loop *loop = NULL;
+    struct dtq_error err = {0};
+    struct rlimit limit;
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    int next = dup(0);
+    close(next);
+    for (limit.rlim_cur = (rlim_t)next; limit.rlim_cur < (rlim_t)next + 2; limit.rlim_cur++) {
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        ck_assert_int_eq(dtq_loop_new(&loop, &err), DTQ_SYSTEM);
+        ck_assert_ptr_null(loop);
+    }
+    ck_assert_ptr_nonnull(strstr(err.message, "ulimit -n"));
+}
+END_TEST
+
 START_TEST(a_loop_has_a_bounded_number_of_sources)
 {
     struct dtq_error err;
@@ -627,6 +646,7 @@ Suite *loop_suite(void)
     tcase_add_test(close, close_ends_what_cannot_be_finished);
     tcase_add_test(close, a_second_close_cuts_the_first_one_short);
     tcase_add_test(close, a_loop_that_never_ran_closes);
+    tcase_add_test(close, a_loop_that_could_not_be_woken_is_not_made);
     tcase_add_test(close, a_loop_has_a_bounded_number_of_sources);
     suite_add_tcase(suite, close);
     TCase *threads = tcase_create("threads and forks");

@@ -153,6 +153,25 @@ START_TEST(memory_in_huge_pages_is_as_it_was)
 }
 END_TEST
 
+START_TEST(memory_that_nobody_uses_is_not_filled)
+{
+    struct dtq_error err;
+    struct dtq_buf present;
+    size_t size = (size_t)8 << 20, collapsed = 0;
+    unsigned char *sparse = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(sparse, MAP_FAILED);
+    sparse[0] = sparse[size / 2] = 1;
+    enum dtq_code code = dtq_pages_collapse((size_t)64 << 20, &collapsed, &err);
+    ck_assert(code == DTQ_OK || code == DTQ_UNSUPPORTED);
+    struct dtq_page_range range = {(uintptr_t)sparse, (uintptr_t)sparse + size};
+    dtq_buf_init(&present, 1 << 20);
+    ck_assert_int_eq(dtq_pages_present(&range, 1, &present, &err), DTQ_OK);
+    ck_assert_uint_eq(present.length, 2 * sizeof range);
+    dtq_buf_clean_up(&present);
+    munmap(sparse, size);
+}
+END_TEST
+
 START_TEST(no_more_is_collapsed_than_asked_for)
 {
     struct dtq_error err;
@@ -175,6 +194,7 @@ Suite *pages_suite(void)
     tcase_add_test(tests, what_is_not_mapped_is_refused);
     tcase_add_test(tests, a_full_list_is_an_error);
     tcase_add_test(tests, memory_in_huge_pages_is_as_it_was);
+    tcase_add_test(tests, memory_that_nobody_uses_is_not_filled);
     tcase_add_test(tests, no_more_is_collapsed_than_asked_for);
     suite_add_tcase(suite, tests);
     return suite;

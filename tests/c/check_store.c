@@ -457,6 +457,46 @@ START_TEST(a_deadlock_is_tried_again)
 }
 END_TEST
 
+/* As by a pooler that gives the session to somebody else. */
+START_TEST(statements_that_the_server_has_forgotten_are_prepared_again)
+{
+    enum { COUNT = 4 };
+    struct store_fixture f;
+    struct dtq_error err;
+    struct dtq_store_op *ops[COUNT];
+    sf_open_store(&f);
+    const char *get[] = {"none"};
+    ck_assert_int_eq(sf_finish(&f, sf_start(&f, "get_run", get, 0)), DTQ_OK);
+    struct dtq_store_op *script = dtq_store_script(f.store, dtq_slice_str("DISCARD ALL"), 0, &err);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, script)), DTQ_OK);
+    for (int i = 0; i < COUNT; i++)
+        ops[i] = sf_start(&f, "get_run", get, 0);
+    for (int i = 0; i < COUNT; i++) {
+        ck_assert_msg(sf_wait_for(&f, ops[i]) == DTQ_OK, "%s", sf_message(ops[i]));
+        sf_release(&f, ops[i]);
+    }
+    sf_close_store(&f);
+}
+END_TEST
+
+START_TEST(an_unlisten_ends_a_listen_that_waits_for_the_connection)
+{
+    struct store_fixture f;
+    struct dtq_error err;
+    sf_open_store(&f);
+    struct dtq_store_op *listen = sf_submit(&f, dtq_store_listen(f.store, "unwanted", 0, &err));
+    struct dtq_store_op *unlisten = sf_submit(&f, dtq_store_unlisten(f.store, "unwanted", 0, &err));
+    ck_assert_int_eq(sf_finish(&f, listen), DTQ_OK);
+    ck_assert_int_eq(sf_finish(&f, unlisten), DTQ_OK);
+    ck_assert_int_eq(sf_finish(&f, sf_submit(&f, dtq_store_listen(f.store, "wanted", 0, &err))), DTQ_OK);
+    sf_admin("NOTIFY unwanted, 'no'; NOTIFY wanted, 'yes'");
+    struct dtq_event *event = sf_next_event(&f, DTQ_EVENT_NOTIFICATION);
+    ck_assert_str_eq(event->detail, "yes");
+    sf_drop_event(&f, event);
+    sf_close_store(&f);
+}
+END_TEST
+
 /* The URL with another option or another host. */
 static char *changed_url(const char *before, const char *after, char out[512])
 {
@@ -636,6 +676,8 @@ Suite *store_suite(void)
     tcase_add_test(server, scripts_run_alone_and_whole);
     tcase_add_test(server, a_script_that_is_cut_off_is_not_sent_again);
     tcase_add_test(server, a_deadlock_is_tried_again);
+    tcase_add_test(server, statements_that_the_server_has_forgotten_are_prepared_again);
+    tcase_add_test(server, an_unlisten_ends_a_listen_that_waits_for_the_connection);
     tcase_add_test(server, several_hosts_are_tried);
     tcase_add_test(server, a_silent_host_is_passed_over);
     tcase_add_test(server, a_wrong_password_is_told_at_once);
