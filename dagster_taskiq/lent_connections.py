@@ -141,7 +141,7 @@ class Lender:
             connection = psycopg2.connect(*self._arguments, **options, connection_factory=connection_class())
         except Exception:
             return None
-        connection.put_aside = lambda _connection: False
+        connection.own(lambda _connection: False, None, frozenset())
         return connection
 
     def _drop(self, loan: Loan) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 from dagster_taskiq import lent_connections
 from dagster_taskiq.connection_reuse import ConnectionReuse
 from dagster_taskiq.lent_connections import NAME, Lender, Loan
+from dagster_taskiq.step_process import Inherited, _Connections
 from dagster_taskiq.store import step_application_name
 
 STEP = "dagster-taskiq:42"
@@ -101,6 +102,24 @@ def test_it_goes_from_one_to_the_next(lender: Lender, database_url: str) -> None
         assert names(database_url) == [NAME]
         assert services.rows(database_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
     assert len(set(pids)) == 1
+
+
+def test_that_of_a_process_without_a_step_is_handed_on(lender: Lender, database_url: str) -> None:
+    loan = lender.lend()
+    assert loan is not None
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            _Connections(Inherited(frozenset(), lender=lender, loan=loan)).close()
+            code = 0
+        finally:
+            os._exit(code)
+    lender.forked(pid, loan)
+    assert os.waitpid(pid, 0)[1] == 0
+    lender.reaped(pid)
+    assert lender.lend() is loan
+    assert names(database_url) == [NAME]
 
 
 def test_that_of_a_killed_process_is_not_handed_on(lender: Lender, database_url: str) -> None:
