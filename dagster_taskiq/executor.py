@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dagster
 from dagster import (
     DagsterEvent,
+    DagsterInvariantViolationError,
     Executor,
     InitExecutorContext,
     executor,
@@ -22,6 +23,7 @@ from dagster import (
 
 from dagster_taskiq import _dagster
 from dagster_taskiq.config import Settings, executor_config_schema
+from dagster_taskiq.errors import ConfigError
 from dagster_taskiq.version import __version__
 
 if TYPE_CHECKING:
@@ -80,8 +82,13 @@ def taskiq_executor(init_context: InitExecutorContext) -> TaskIQExecutor:
     A job whose outputs are kept in memory is refused before it starts, with Dagster's message for executors that use
     several processes."""
     config: Mapping[str, Any] = init_context.executor_config
+    try:
+        settings = Settings.from_config(config)
+    except ConfigError as error:
+        # Of an exception of its own Dagster makes an event, and the run fails; of another it never gets an end.
+        raise DagsterInvariantViolationError(f"the executor's config does not fit: {error}") from error
     return TaskIQExecutor(
-        Settings.from_config(config),
+        settings,
         _dagster.retry_mode(next(iter(config["retries"])).upper()),
         _dagster.step_dependency_config(config.get("step_dependency_config")),
     )

@@ -260,10 +260,12 @@ class RunOrchestration:
             os._exit(SUPERSEDED_STATUS)
 
     def _is_left_to_another(self) -> bool:
-        """Whether Dagster starts another run worker when this one leaves."""
-        status = self._instance.get_run_by_id(self._run.run_id).status
-        asked = status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
-        return not asked and bool(self._instance.run_will_resume(self._run.run_id))
+        """Whether Dagster starts another run worker when this one leaves: one that was launched.  It says so of every
+        run, but `dagster job execute` is its run's only process."""
+        run = self._instance.get_run_by_id(self._run.run_id)
+        asked = run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+        launched = bool(_dagster.code_location_of(run))
+        return launched and not asked and bool(self._instance.run_will_resume(self._run.run_id))
 
     def _after_the_end(self, stack: ExitStack, row: RunRow) -> Iterator[DagsterEvent]:
         """A coordinator before this one has ended the run.  There is nothing more to say; or it died before it could
@@ -362,7 +364,15 @@ class RunOrchestration:
         yield _dagster.engine_event(
             self._context, "The run worker was told to stop: stopping the running steps.", running
         )
+        self._say_that_it_is_cancelled()
         self._stop()
+
+    def _say_that_it_is_cancelled(self) -> None:
+        """Of a run that nobody launched, but that Dagster believes will be resumed, it would else leave the status as it
+        is, for ever."""
+        run = self._instance.get_run_by_id(self._run.run_id)
+        if run.status is DagsterRunStatus.STARTED and self._instance.run_will_resume(run.run_id):
+            self._instance.report_run_canceling(run, "The run's only process was told to stop.")
 
     def _stop(self) -> None:
         self._stopping = True

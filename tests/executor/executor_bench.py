@@ -10,12 +10,37 @@ from typing import Any
 
 import executor_jobs as jobs
 import services
-from dagster import DagsterInstance, DagsterRun, JobExecutionResult, execute_job, reconstructable, serialize_value
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    JobExecutionResult,
+    deserialize_value,
+    execute_job,
+    reconstructable,
+    serialize_value,
+)
 
 from dagster_taskiq import taskiq_executor
 
 FAST = {"lease_ttl": 12, "heartbeat_interval": 1, "visibility_timeout": 30}
 """Timings for tests in which something is lost: seconds."""
+
+
+def location_origin(location: str, job: str) -> Any:
+    """What Dagster notes of a run that was launched through a code location."""
+    repository = {
+        "__class__": "ExternalRepositoryOrigin",
+        "repository_location_origin": {
+            "__class__": "RegisteredRepositoryLocationOrigin",
+            "location_name": location,
+        },
+        "repository_name": "a_repository",
+    }
+    return deserialize_value(
+        json.dumps(
+            {"__class__": "ExternalPipelineOrigin", "external_repository_origin": repository, "pipeline_name": job}
+        )
+    )
 
 
 @dataclass
@@ -27,6 +52,8 @@ class Bench:
     processes: services.Processes
     scratch: Path
     database_url: str
+    location: str = ""
+    """Code location through which runs are launched; none: they are like those of `dagster job execute`."""
 
     def config(self, **settings: Any) -> dict[str, Any]:
         return {"execution": {"config": {"queue": self.queue.name, **FAST, **settings}}}
@@ -57,6 +84,7 @@ class Bench:
             run_config=self.config(**settings) if job.executor_def is taskiq_executor else {},
             tags=tags,
             job_code_origin=reconstructed.get_python_origin(),
+            remote_job_origin=location_origin(self.location, name) if self.location else None,
         )
 
     def run_worker(self, run: DagsterRun, *, resume: bool = False) -> services.ProcessHandle:

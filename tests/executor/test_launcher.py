@@ -87,7 +87,7 @@ def launching(bench: Bench, make_queue: Callable[[], services.Queue]) -> Iterato
     changes = {"run_launcher": launcher, "run_monitoring": monitoring}
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with DagsterInstance.get() as instance:
-        yield Launching(replace(bench, instance=instance), runs)
+        yield Launching(replace(bench, instance=instance, location="here"), runs)
 
 
 def test_a_run_goes_to_a_worker_and_its_steps_follow(launching: Launching) -> None:

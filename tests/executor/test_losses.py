@@ -228,7 +228,20 @@ def resuming(bench: Bench) -> Iterator[Bench]:
     }
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with DagsterInstance.get() as instance:
-        yield replace(bench, instance=instance)
+        yield replace(bench, instance=instance, location="here")
+
+
+def test_a_run_that_nobody_launched_ends_with_its_run_worker(bench: Bench) -> None:
+    """As by Ctrl-C on `dagster job execute`: it is not resumed."""
+    bench.worker()
+    with resuming(bench) as resumed:
+        bench = replace(resumed, location="")
+        run = bench.create("waiting")
+        first = bench.run_worker(run)
+        bench.wait_for_notes("waits")
+        first.stop()
+        assert bench.status(run) == DagsterRunStatus.CANCELED.value, first.output
+        services.wait_for(lambda: bench.rows(run.run_id) == [("waits", 1, "cancelled")], "the end of its step")
 
 
 def test_an_interrupted_run_worker_whose_run_will_be_resumed_leaves_its_steps_alone(bench: Bench) -> None:

@@ -138,6 +138,14 @@ def test_limits_keep_steps_apart(bench: Bench, name: str, note: str, settings: d
     assert bench.instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
 
 
+def test_settings_that_do_not_fit_together_fail_the_run(bench: Bench) -> None:
+    run = bench.create("single", heartbeat_interval=60)
+    run_worker = bench.run_worker(run)
+    run_worker.wait()
+    assert bench.status(run) == DagsterRunStatus.FAILURE.value, run_worker.output
+    assert any("heartbeat_interval" in text for text in bench.messages(run.run_id))
+
+
 def test_outputs_in_memory_are_refused(bench: Bench) -> None:
     with pytest.raises(DagsterUnmetExecutorRequirementsError, match="IO manager"):
         bench.run("in_memory")
