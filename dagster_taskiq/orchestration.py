@@ -368,8 +368,8 @@ class RunOrchestration:
         self._stop()
 
     def _say_that_it_is_cancelled(self) -> None:
-        """Of a run that nobody launched, but that Dagster believes will be resumed, it would else leave the status as it
-        is, for ever."""
+        """Of a run that nobody launched, but that Dagster believes will be resumed: it would leave the status as it is,
+        for ever."""
         run = self._instance.get_run_by_id(self._run.run_id)
         if run.status is DagsterRunStatus.STARTED and self._instance.run_will_resume(run.run_id):
             self._instance.report_run_canceling(run, "The run's only process was told to stop.")
