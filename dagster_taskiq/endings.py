@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from dagster_taskiq.memory import OomKills
 from dagster_taskiq.step_handle import Exit, StepProcess
+from dagster_taskiq.store import NOT_RUN
 
 State = Literal["succeeded", "failed", "cancelled"]
 
@@ -54,7 +55,7 @@ def judge(
         "raised": step.raised,
     }
     error["message"] = _sentence(who, error, killed)
-    return "failed", error, "no_terminal_event" if how.exit_code == 0 else "crash"
+    return "failed", error, NOT_RUN if how.exit_code == 0 else "crash"
 
 
 def _sentence(what: str, error: Mapping[str, Any], killed: OomKills) -> str:

@@ -48,7 +48,7 @@ from dagster_taskiq.notices import (
 from dagster_taskiq.requests import signal_wakeup
 from dagster_taskiq.sender import MakeMessage, Message
 from dagster_taskiq.sqs import make_client
-from dagster_taskiq.store import RunRow, run_application_name
+from dagster_taskiq.store import NOT_RUN, RunRow, run_application_name
 from dagster_taskiq.stores import open_stores
 from dagster_taskiq.takeover import RunSoFar, StepSoFar
 
@@ -178,7 +178,7 @@ class RunOrchestration:
         self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
         self._celery_tags: dict[str, str] = {}
         self._step_settings: dict[str, tags.StepSettings] = {}
-        self._untold: list[tuple[Any, Ended]] = []
+        self._untold: list[tuple[Any, Ended, DagsterEvent]] = []
         self._more_ready = False
         self._uneven = False
 
@@ -534,26 +534,40 @@ class RunOrchestration:
         if terminal is not None and terminal.is_step_success:
             # First let those start that have waited for it.
             self._feed(events, terminal)
-            self._untold.append((context, notice))
+            self._untold.append((context, notice, terminal))
+            return
+        if terminal is None and outcome.reason == NOT_RUN and (status := self._ended_elsewhere()):
+            why = f'Step "{step_key}" was not run, because the run is {status.value}.'
+            yield _dagster.engine_event(context, why, {"queue": notice.queue})
+            self._forget(step_key)
+            if not self._stopping:
+                self._stop()
             return
         hint = stories.memory_hint(self._settings_of(context.step).memory_limit, events, outcome)
-        yield self._story(context, notice, hint)
+        yield self._story(context, notice, terminal, hint)
         if terminal is None:
             terminal = self._decide(context, notice, events, hint)
             yield terminal
         self._feed(events, terminal)
+
+    def _ended_elsewhere(self) -> DagsterRunStatus | None:
+        """How somebody has ended the run, as by "force termination" in Dagster's UI; None: nobody has.  Dagster runs no
+        step of such a run, and no event of ours may follow that changes how it ended."""
+        status = self._instance.get_run_by_id(self._run.run_id).status
+        return None if status is DagsterRunStatus.STARTED else status
 
     def _tell(self) -> Iterator[DagsterEvent]:
         """Where the steps ran that have succeeded."""
         if self._untold:
             self._coordinator.send_out(SEND_PATIENCE)
         untold, self._untold = self._untold, []
-        for context, notice in untold:
-            yield self._story(context, notice)
+        for context, notice, terminal in untold:
+            yield self._story(context, notice, terminal)
             self._coordinator.poll()
 
-    def _story(self, context: Any, notice: Ended, hint: str = "") -> DagsterEvent:
-        return _dagster.engine_event(context, stories.story(notice.outcome) + hint, stories.details(notice))
+    def _story(self, context: Any, notice: Ended, terminal: DagsterEvent | None, hint: str = "") -> DagsterEvent:
+        said = stories.story(notice.outcome, terminal) + hint
+        return _dagster.engine_event(context, said, stories.details(notice))
 
     def _decide(self, context: Any, notice: Ended, events: list[DagsterEvent], hint: str) -> DagsterEvent:
         """The event that ends an attempt whose process could not log one."""

@@ -22,6 +22,9 @@ from dagster_taskiq import _core
 from dagster_taskiq.errors import ConfigError
 
 StepState = Literal["queued", "claimed", "succeeded", "failed", "cancelled", "lost"]
+
+NOT_RUN: Final = "no_terminal_event"
+"""Reason of an attempt that Dagster did not run: its process ended well and without an event."""
 RunState = Literal["active", "cancelling", "ended"]
 ClaimOutcome = Literal["claimed", "held", "terminal", "run_inactive", "orphaned", "missing", "expired"]
 StepKey = tuple[str, int]

@@ -13,8 +13,16 @@ from dagster_taskiq.notices import Ended
 from dagster_taskiq.store import Outcome
 
 
-def story(outcome: Outcome) -> str:
+def story(outcome: Outcome, terminal: DagsterEvent | None) -> str:
+    """``terminal``: how the log says that the step ended; the process may have ended otherwise, later."""
     where = f"worker {outcome.worker_name or outcome.owner} on {outcome.host}"
+    if outcome.state == "failed" and terminal is not None and terminal.is_step_success:
+        return (
+            f'Attempt {outcome.attempt} of step "{outcome.step_key}" ran on {where}. It had succeeded when this'
+            f" happened: {crash(outcome)}"
+        )
+    if outcome.state == "succeeded" and terminal is None:
+        return f'Attempt {outcome.attempt} of step "{outcome.step_key}" ended without a result on {where}.'
     said = {
         "succeeded": "ran on",
         "failed": "failed on",
@@ -52,6 +60,12 @@ def details(notice: Ended) -> dict[str, Any]:
 def crash(outcome: Outcome) -> str:
     """Why a step process ended without an event that says so."""
     error = json.loads(outcome.error) if outcome.error else {}
+    if outcome.state == "succeeded":
+        # Its events were not known to its worker, and are not in the log either: os._exit(0), or another program.
+        return (
+            f"The step process (pid {outcome.pid} on {outcome.host}) ended with exit code 0 and without an event that"
+            " says how the step ended."
+        )
     return (
         error.get("message")
         or f"The step process ended without an event that says how ({outcome.reason or 'no reason is known'})."

@@ -10,6 +10,7 @@ from dagster import (
     DynamicOut,
     DynamicOutput,
     Failure,
+    HookContext,
     In,
     Nothing,
     OpExecutionContext,
@@ -22,6 +23,7 @@ from dagster import (
     mem_io_manager,
     op,
     resource,
+    success_hook,
 )
 
 from dagster_taskiq import taskiq_executor
@@ -49,6 +51,13 @@ def one() -> int:
 
 
 @op
+def ends_the_run(context: OpExecutionContext) -> int:
+    """As by "force termination" in Dagster's UI."""
+    context.instance.report_run_canceled(context.run)
+    return 1
+
+
+@op
 def plus_one(value: int) -> int:
     return value + 1
 
@@ -56,6 +65,31 @@ def plus_one(value: int) -> int:
 @op
 def total(values: list[int]) -> int:
     return sum(values)
+
+
+@job(executor_def=taskiq_executor)
+def ended_by_force() -> None:
+    plus_one(ends_the_run())
+
+
+@op
+def exits_well() -> int:
+    os._exit(0)
+
+
+@job(executor_def=taskiq_executor)
+def silent() -> None:
+    exits_well()
+
+
+@success_hook
+def exits_badly(_context: HookContext) -> None:
+    os._exit(3)
+
+
+@job(executor_def=taskiq_executor, hooks={exits_badly})
+def hooked() -> None:
+    one()
 
 
 @job(executor_def=taskiq_executor)

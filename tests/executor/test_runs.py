@@ -138,6 +138,31 @@ def test_limits_keep_steps_apart(bench: Bench, name: str, note: str, settings: d
     assert bench.instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
 
 
+def test_a_run_that_somebody_has_ended_keeps_its_end(bench: Bench) -> None:
+    bench.worker()
+    result = bench.run("ended_by_force")
+    assert bench.status(result.dagster_run) == DagsterRunStatus.CANCELED.value
+    assert not [event for event in result.all_events if event.is_step_failure]
+    assert any('"plus_one" was not run, because the run is CANCELED' in text for text in bench.messages(result.run_id))
+
+
+def test_a_process_that_ends_without_a_word_fails_its_step(bench: Bench) -> None:
+    bench.worker()
+    result = bench.run("silent")
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert "ended with exit code 0 and without an event" in failure.step_failure_data.error.message
+    assert any("ended without a result on worker" in text for text in bench.messages(result.run_id))
+
+
+def test_a_process_that_dies_after_the_success_has_succeeded(bench: Bench) -> None:
+    bench.worker()
+    result = bench.run("hooked")
+    assert result.success
+    assert any(
+        "It had succeeded when this happened: The step process" in text for text in bench.messages(result.run_id)
+    )
+
+
 def test_settings_that_do_not_fit_together_fail_the_run(bench: Bench) -> None:
     run = bench.create("single", heartbeat_interval=60)
     run_worker = bench.run_worker(run)

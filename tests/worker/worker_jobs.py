@@ -183,7 +183,10 @@ def look() -> None:
         "threads": [thread.name for thread in threading.enumerate()],
         "leader": os.getpgid(0) == os.getpid() == os.getsid(0),
         "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
-        "children": str(signal.getsignal(signal.SIGCHLD)),
+        "signals": {
+            number.name: str(signal.getsignal(number))
+            for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGALRM)
+        },
         "wakeup": signal.set_wakeup_fd(-1),
         "token": dagster_taskiq.fencing_token(),
         "attempt": dagster_taskiq.step_attempt(),
