@@ -17,12 +17,22 @@
 /* ---- credentials
  * ---------------------------------------------------------------------------------------------------- */
 
+/* Those that cannot be sent are refused here, where refresh is asked again by the next call: 0, or -1 with the indicator
+ * set. */
 static int put_credentials(struct sqs_object *self, const char *key_id, const char *secret, const char *token,
                            int64_t expires_at_s)
 {
+    struct module_state *state = state_of((PyObject *)self);
+    struct dtq_error err;
     struct dtq_creds *creds = dtq_creds_new(key_id, secret, token, expires_at_s);
     if (!creds) {
         PyErr_NoMemory();
+        return -1;
+    }
+    if (!state || dtq_creds_check(creds, &err) != DTQ_OK) {
+        dtq_creds_release(creds);
+        if (state)
+            (void)raise_error(state, &err);
         return -1;
     }
     dtq_sqs_set_credentials(self->client, creds);

@@ -39,6 +39,30 @@ struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_ac
     return creds;
 }
 
+static bool has_control(const char *text)
+{
+    for (; *text; text++) {
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            return true;
+    }
+    return false;
+}
+
+enum dtq_code dtq_creds_check(const struct dtq_creds *creds, struct dtq_error *err)
+{
+    const char *which = NULL;
+    if (has_control(creds->access_key_id))
+        which = "access key id";
+    else if (has_control(creds->secret_access_key))
+        which = "secret access key";
+    else if (creds->session_token && has_control(creds->session_token))
+        which = "session token";
+    if (which)
+        return dtq_error_set(err, DTQ_CREDENTIALS,
+                             "the AWS %s has a control character in it, such as a line end: it cannot be sent", which);
+    return DTQ_OK;
+}
+
 struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds)
 {
     if (creds)

@@ -5,7 +5,7 @@
  * set while another thread puts newer ones in place.
  * Ownership: acquire/release; the strings live as long as the snapshot and are wiped when it goes.
  * Thread: any (atomic count).
- * Failure: NULL when memory is short.
+ * Failure: NULL when memory is short; DTQ_CREDENTIALS from dtq_creds_check.
  */
 #ifndef DTQ_CREDS_H
 #define DTQ_CREDS_H
@@ -27,6 +27,9 @@ struct dtq_creds {
 /* An empty session token counts as none. */
 struct dtq_creds *dtq_creds_new(const char *access_key_id, const char *secret_access_key, const char *session_token,
                                 int64_t expires_at_s);
+/* DTQ_CREDENTIALS when one of them has a control character, as the line end of a file that holds it: the message names
+ * it, and does not show it. */
+enum dtq_code dtq_creds_check(const struct dtq_creds *creds, struct dtq_error *err) DTQ_MUST_CHECK;
 struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds); /* NULL-safe */
 void dtq_creds_release(struct dtq_creds *creds);              /* NULL-safe */
 

@@ -195,6 +195,17 @@ static bool is_header_name(struct dtq_slice name)
     return name.length > 0;
 }
 
+/* RFC 9110, 5.5.  A line end would begin a header that nobody has signed; values do not go on in further lines. */
+static bool is_header_value(struct dtq_slice value)
+{
+    for (size_t i = 0; i < value.length; i++) {
+        unsigned char c = (unsigned char)value.data[i];
+        if ((c < ' ' && c != '\t') || c == 0x7f)
+            return false;
+    }
+    return true;
+}
+
 static enum dtq_code sort_headers(const struct dtq_sigv4_request *request, const struct dtq_creds *creds,
                                   const char *date, struct header_list *list, struct dtq_error *err)
 {
@@ -204,6 +215,11 @@ static enum dtq_code sort_headers(const struct dtq_sigv4_request *request, const
     for (size_t i = 0; i < request->header_count; i++) {
         if (!is_header_name(request->headers[i].name))
             return dtq_error_set(err, DTQ_INVALID_ARGUMENT, "a header's name has a character that no name has");
+        if (!is_header_value(request->headers[i].value))
+            return dtq_error_set(err, DTQ_INVALID_ARGUMENT,
+                                 "the value of the header %.*s has a control character in it, such as a line end",
+                                 (int)(request->headers[i].name.length < 64 ? request->headers[i].name.length : 64),
+                                 request->headers[i].name.data);
         insert_header(list, request->headers[i].name, request->headers[i].value);
     }
     if (!has_header(list, "host"))
@@ -217,7 +233,7 @@ static enum dtq_code sort_headers(const struct dtq_sigv4_request *request, const
 
 static bool is_space(char c)
 {
-    return c == ' ' || (c >= '\t' && c <= '\r');
+    return c == ' ' || c == '\t';
 }
 
 /* Without space at both ends, and with one space for each run of it. */
@@ -326,7 +342,9 @@ static enum dtq_code canonical_request(const struct dtq_sigv4_request *request, 
     char body_digest[DTQ_SHA256_HEX_SIZE];
     if (!creds)
         return dtq_error_set(err, DTQ_CREDENTIALS, NULL);
-    enum dtq_code rc = sort_headers(request, creds, date, &headers, err);
+    enum dtq_code rc = dtq_creds_check(creds, err);
+    if (!rc)
+        rc = sort_headers(request, creds, date, &headers, err);
     if (!rc)
         rc = dtq_sha256_hex(request->body, body_digest, err);
     if (rc)

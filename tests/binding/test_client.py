@@ -313,6 +313,29 @@ class TestCredentials:
             assert len(asked) == 2
             server.shutdown()
 
+    @pytest.mark.parametrize("token", ["abc\n", "abc\r\nX-Evil: 1", "abc\x7f"], ids=repr)
+    def test_a_token_that_cannot_be_sent(self, loop: _core.Loop, token: str) -> None:
+        message = "AWS session token has a control character"
+        keys = {"access_key_id": "a", "secret_access_key": "b"}
+        with pytest.raises(errors.CredentialsError, match=message):
+            _core.SqsClient(loop, region="us-east-1", session_token=token, **keys)
+        client = _core.SqsClient(loop, region="us-east-1", **keys)
+        with pytest.raises(errors.CredentialsError, match=message) as caught:
+            client.set_credentials("a", "b", token)
+        assert "abc" not in str(caught.value)
+
+    def test_refresh_is_asked_again_after_such_a_token(self, loop: _core.Loop, sqs_endpoint: str) -> None:
+        tokens = ["abc\n", "abc"]
+
+        def refresh() -> tuple[str, str, str | None, int]:
+            return "a", "b", tokens.pop(0), int(time.time()) + 3600
+
+        client = _core.SqsClient(loop, region="us-east-1", endpoint=sqs_endpoint, refresh=refresh)
+        with pytest.raises(errors.CredentialsError, match="session token"):
+            client.call("ListQueues")
+        client.call("ListQueues").result()
+        assert tokens == []
+
     @pytest.mark.parametrize("answer", [None, ("a", "b"), ("a", 3, None, 0), ["a", "b", None, 0]], ids=repr)
     def test_wrong_answers(self, loop: _core.Loop, answer: Any) -> None:
         client = _core.SqsClient(loop, region="us-east-1", refresh=lambda: answer)

@@ -121,6 +121,13 @@ def test_needs_a_host() -> None:
         _core.sign_request(**request)
 
 
+@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\n", "a\0"], ids=repr)
+def test_line_ends_in_headers(value: str) -> None:
+    request = random_request(random.Random(1))
+    with pytest.raises(ValueError, match="the header X-Own has a control character"):
+        _core.sign_request(**{**request, "headers": [*request["headers"], ("X-Own", value)]})
+
+
 def test_arguments_are_keywords() -> None:
     with pytest.raises(TypeError):
         _core.sign_request("POST")  # type: ignore[misc]

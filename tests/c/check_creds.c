@@ -27,6 +27,28 @@ START_TEST(an_empty_token_is_none)
 }
 END_TEST
 
+START_TEST(the_one_that_cannot_be_sent_is_named)
+{
+    static const struct {
+        const char *set[3];
+        const char *name; /* NULL: they are good */
+    } cases[] = {
+        {{"id", "secret", NULL}, NULL},
+        {{"id", "secret", "t\xc3\xa4ken +/="}, NULL},
+        {{"id\r", "secret", NULL}, "access key id"},
+        {{"id", "sec\x7fret", NULL}, "secret access key"},
+        {{"id", "secret", "token\n"}, "session token"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct dtq_error err = {0};
+        struct dtq_creds *creds = dtq_creds_new(cases[i].set[0], cases[i].set[1], cases[i].set[2], 0);
+        ck_assert_int_eq(dtq_creds_check(creds, &err), cases[i].name ? DTQ_CREDENTIALS : DTQ_OK);
+        ck_assert(!cases[i].name || (strstr(err.message, cases[i].name) && strstr(err.message, "control character")));
+        dtq_creds_release(creds);
+    }
+}
+END_TEST
+
 static void set_or_unset(const char *name, const char *value)
 {
     if (value)
@@ -82,6 +104,7 @@ Suite *creds_suite(void)
     TCase *tcase = tcase_create("creds");
     tcase_add_test(tcase, a_snapshot_lives_until_its_last_release);
     tcase_add_test(tcase, an_empty_token_is_none);
+    tcase_add_test(tcase, the_one_that_cannot_be_sent_is_named);
     tcase_add_test(tcase, environment_needs_both_keys);
     tcase_add_test(tcase, survives_failing_allocations);
     suite_add_tcase(suite, tcase);

@@ -92,8 +92,9 @@ static void parse_request(struct vector *vector)
         struct dtq_slice line = take_line(&rest);
         if (line.length == 0)
             break;
-        if (line.data[0] == ' ') { /* the value before goes on */
+        if (line.data[0] == ' ') { /* the value before goes on: RFC 9112, 5.2, makes the line end a space */
             struct dtq_slice *value = &vector->headers[count - 1].value;
+            vector->request[line.data - vector->request - 1] = ' ';
             value->length = (size_t)(line.data + line.length - value->data);
             continue;
         }
@@ -428,6 +429,37 @@ START_TEST(what_cannot_be_signed_is_refused)
 }
 END_TEST
 
+START_TEST(line_ends_and_the_like_are_refused)
+{
+    struct dtq_creds *creds = example_creds("secret", NULL);
+    struct dtq_sigv4_request request = plain_request();
+    for (int c = 0; c < 256; c++) {
+        char value[] = {'a', (char)c, 'b'};
+        struct dtq_sigv4_header headers[] = {host_only[0], {{"X-Own", 5}, {value, sizeof value}}};
+        bool is_control = (c < ' ' && c != '\t') || c == 0x7f;
+        request.headers = headers;
+        request.header_count = 2;
+        ck_assert_int_eq(sign_code(&request, creds, 0), is_control ? DTQ_INVALID_ARGUMENT : DTQ_OK);
+    }
+    dtq_creds_release(creds);
+}
+END_TEST
+
+START_TEST(credentials_that_cannot_be_sent_are_refused)
+{
+    static const char *const sets[][3] = {{"AKID\n", "secret", NULL},
+                                          {"AKID", "secret\r\n", "token"},
+                                          {"AKID", "secret", "token\r\nX-Evil: 1"},
+                                          {"AKID", "secret", "token\n"}};
+    struct dtq_sigv4_request request = plain_request();
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
+        struct dtq_creds *creds = dtq_creds_new(sets[i][0], sets[i][1], sets[i][2], 0);
+        ck_assert_int_eq(sign_code(&request, creds, 0), DTQ_CREDENTIALS);
+        dtq_creds_release(creds);
+    }
+}
+END_TEST
+
 static enum dtq_code sign_everything(void *context)
 {
     (void)context;
@@ -475,6 +507,8 @@ Suite *sigv4_suite(void)
     tcase_add_test(own, key_cache_tells_scopes_apart);
     tcase_add_test(own, long_regions_are_signed_without_the_cache);
     tcase_add_test(own, what_cannot_be_signed_is_refused);
+    tcase_add_test(own, line_ends_and_the_like_are_refused);
+    tcase_add_test(own, credentials_that_cannot_be_sent_are_refused);
     tcase_add_test(own, survives_failing_allocations);
     suite_add_tcase(suite, own);
     return suite;
