@@ -102,6 +102,28 @@ static curl_socket_t open_socket(void *context, curlsocktype purpose, struct cur
 #endif
 }
 
+#if LIBCURL_VERSION_NUM >= 0x075000
+/* The connection is there, and the request is about to go out.  A second time: the connection before was an old one and
+ * closed without an answer, which does not tell whether the request was served. */
+static int before_request(void *context, char *peer, char *own, int peer_port, int own_port)
+{
+    struct dtq_http *http = context;
+    long sent = 0;
+    (void)peer;
+    (void)own;
+    (void)peer_port;
+    (void)own_port;
+    curl_easy_getinfo(http->easy, CURLINFO_REQUEST_SIZE, &sent);
+    if (!http->transmissions)
+        http->bytes_before = sent;
+    http->cut_off = http->once && sent > http->bytes_before;
+    if (http->cut_off)
+        return CURL_PREREQFUNC_ABORT;
+    http->transmissions++;
+    return CURL_PREREQFUNC_OK;
+}
+#endif
+
 /* ---- the handle -------------------------------------------------------------------------------------------------- */
 
 static CURLcode set_protocols(CURL *easy)
@@ -120,6 +142,16 @@ static void set_quick_exit(CURL *easy)
     curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
 #else
     (void)easy;
+#endif
+}
+
+static void watch_transmissions(struct dtq_http *http)
+{
+#if LIBCURL_VERSION_NUM >= 0x075000
+    curl_easy_setopt(http->easy, CURLOPT_PREREQFUNCTION, before_request);
+    curl_easy_setopt(http->easy, CURLOPT_PREREQDATA, http);
+#else
+    (void)http;
 #endif
 }
 
@@ -148,6 +180,7 @@ static CURLcode set_options(struct dtq_http *http, const struct dtq_http_setting
     if (!rc)
         rc = curl_easy_setopt(easy, CURLOPT_USERAGENT, "dagster-taskiq");
     set_quick_exit(easy);
+    watch_transmissions(http);
     curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_POST, 1L);
@@ -229,23 +262,25 @@ static enum dtq_code set_headers(struct dtq_http *http, const struct dtq_sigv4_h
     return DTQ_OK;
 }
 
-enum dtq_code dtq_http_prepare(struct dtq_http *http, const char *url, const struct dtq_sigv4_header *headers,
-                               size_t header_count, struct dtq_slice body, int timeout_ms, struct dtq_error *err)
+enum dtq_code dtq_http_prepare(struct dtq_http *http, const struct dtq_http_request *request, struct dtq_error *err)
 {
     if (http->body.capacity > KEEP_BODY_BYTES)
         dtq_buf_clean_up(&http->body);
     dtq_buf_clear(&http->body);
     http->header_bytes = 0;
     http->header_complete = false;
+    http->once = request->once;
+    http->cut_off = false;
+    http->transmissions = 0;
     http->date[0] = http->query_error[0] = http->coding[0] = http->curl_message[0] = '\0';
-    enum dtq_code rc = set_headers(http, headers, header_count, err);
+    enum dtq_code rc = set_headers(http, request->headers, request->header_count, err);
     if (rc)
         return rc;
-    if (curl_easy_setopt(http->easy, CURLOPT_URL, url) != CURLE_OK)
+    if (curl_easy_setopt(http->easy, CURLOPT_URL, request->url) != CURLE_OK)
         return dtq_error_no_memory(err);
-    curl_easy_setopt(http->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body.length);
-    curl_easy_setopt(http->easy, CURLOPT_POSTFIELDS, body.length ? body.data : "");
-    curl_easy_setopt(http->easy, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
+    curl_easy_setopt(http->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)request->body.length);
+    curl_easy_setopt(http->easy, CURLOPT_POSTFIELDS, request->body.length ? request->body.data : "");
+    curl_easy_setopt(http->easy, CURLOPT_TIMEOUT_MS, (long)request->timeout_ms);
     return DTQ_OK;
 }
 
@@ -281,6 +316,7 @@ static void measure(struct dtq_http *http, struct dtq_http_outcome *out)
     out->bytes_sent = (uint64_t)request_bytes + (uint64_t)uploaded;
     out->bytes_received = (uint64_t)header_bytes + (uint64_t)downloaded;
     out->may_have_arrived = request_bytes > 0;
+    out->repeats = http->transmissions > 1 ? http->transmissions - 1 : 0;
 }
 
 enum dtq_code dtq_http_outcome(struct dtq_http *http, CURLcode result, struct dtq_http_outcome *out,
@@ -291,6 +327,8 @@ enum dtq_code dtq_http_outcome(struct dtq_http *http, CURLcode result, struct dt
     measure(http, out);
     out->date = http->date;
     out->query_error = http->query_error;
+    if (http->cut_off)
+        return dtq_error_set(err, DTQ_TRANSPORT, "the connection closed without an answer");
     if (result != CURLE_OK) {
         enum dtq_code rc = code_of(result, http);
         const char *reason = http->curl_message[0] ? http->curl_message : curl_easy_strerror(result);

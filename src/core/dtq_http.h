@@ -39,12 +39,28 @@ struct dtq_http {
     /* own */
     struct dtq_buf header_lines;
     struct curl_slist header_nodes[DTQ_HTTP_HEADERS_MAX + 2];
-    size_t header_bytes; /* of the answer */
+    bool once;                /* the transfer at hand: see dtq_http_request */
+    bool cut_off;             /* libcurl was about to send it a second time */
+    unsigned transmissions;   /* that libcurl began; 0 before 7.80, which does not tell */
+    long bytes_before;        /* sent before the first of them, to a proxy */
+    size_t header_bytes;      /* of the answer */
     bool header_complete;
     char date[64];
     char query_error[128];
     char coding[16]; /* Transfer-Encoding: libcurl sees to it that a chunked body is whole */
     char curl_message[CURL_ERROR_SIZE];
+};
+
+/* headers: exactly those that were signed, and Authorization.  At most DTQ_HTTP_HEADERS_MAX. */
+struct dtq_http_request {
+    const char *url;
+    const struct dtq_sigv4_header *headers;
+    size_t header_count;
+    struct dtq_slice body;
+    int timeout_ms;
+    /* libcurl sends a request by itself again when a connection that was used before closes without an answer.  True:
+     * not when bytes of it had left; the transfer ends with DTQ_TRANSPORT then.  libcurl before 7.80 sends it anyway. */
+    bool once;
 };
 
 /* What came of a transfer, beside the body. */
@@ -57,6 +73,7 @@ struct dtq_http_outcome {
     uint64_t bytes_sent;
     uint64_t bytes_received;
     unsigned connections; /* that had to be opened */
+    unsigned repeats;     /* by libcurl itself; 0 before 7.80, which does not tell */
 };
 
 /* The settings' own file, else what AWS_CA_BUNDLE or SSL_CERT_FILE names, else libcurl's, else a well-known place.  The
@@ -68,9 +85,7 @@ enum dtq_code dtq_http_init(struct dtq_http *http, const struct dtq_http_setting
                             struct dtq_error *err) DTQ_MUST_CHECK;
 void dtq_http_clean_up(struct dtq_http *http);
 
-/* headers: exactly those that were signed, and Authorization.  At most DTQ_HTTP_HEADERS_MAX. */
-enum dtq_code dtq_http_prepare(struct dtq_http *http, const char *url, const struct dtq_sigv4_header *headers,
-                               size_t header_count, struct dtq_slice body, int timeout_ms,
+enum dtq_code dtq_http_prepare(struct dtq_http *http, const struct dtq_http_request *request,
                                struct dtq_error *err) DTQ_MUST_CHECK;
 
 /* After the transfer has ended with result.  DTQ_OK: there is an answer with a complete header, whatever its status. */

@@ -10,8 +10,10 @@
  * like 200 with an empty body to libcurl. Clock skew: the client corrects its signing time from the Date of the
  * service's answers when a request is refused for it. A receive is tried again only when its request cannot have been
  * served: it did not leave this process, or was refused.  Once it was served and the answer is lost, messages may be
- * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT) instead of hiding more.  Sends may arrive
- * twice; deletes and changes of visibility are idempotent. Joining: a delete of fewer than ten messages that finds one of
+ * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT) instead of hiding more.  (libcurl before
+ * 7.80 cannot be kept from sending it again when a connection that was used before closes without an answer.)  Sends
+ * may arrive twice; deletes and changes of visibility are idempotent.
+ * Joining: a delete of fewer than ten messages that finds one of
  * its queue on the wire waits until that has left it, or ten are together, and travels with the others; each gets its
  * own results.  Cancel, deadline, shutdown: a receive that is on the wire
  * ends at once for its caller, but the poll itself is let finish, and what it brings is handed back (visibility 0),
@@ -66,7 +68,7 @@ void dtq_sqs_set_credentials(struct dtq_sqs *client, struct dtq_creds *credentia
 bool dtq_sqs_wants_credentials(const struct dtq_sqs *client);
 struct dtq_source *dtq_sqs_source(struct dtq_sqs *client);
 
-/* Counters since the start; any thread. */
+/* Counters since the start; any thread.  retries: libcurl's own too, where it tells of them (7.80). */
 struct dtq_sqs_stats {
     uint64_t requests, retries, throttled, failed, connections, bytes_sent, bytes_received;
 };

@@ -111,8 +111,15 @@ static enum dtq_code sign_and_prepare(struct dtq_sqs *client, struct dtq_sqs_exc
     if (exchange->credentials->session_token)
         headers[count++] = header("X-Amz-Security-Token", dtq_slice_str(exchange->credentials->session_token));
     headers[count++] = header("Authorization", dtq_buf_slice(&exchange->authorization));
-    return dtq_http_prepare(&exchange->http, op->url, headers, count, request.body,
-                            client->request_timeout_ms + op->wait_s * 1000, err);
+    const struct dtq_http_request sent = {
+        .url = op->url,
+        .headers = headers,
+        .header_count = count,
+        .body = request.body,
+        .timeout_ms = client->request_timeout_ms + op->wait_s * 1000,
+        .once = op->action == DTQ_SQS_RECEIVE, /* what its lost answer hides comes back later */
+    };
+    return dtq_http_prepare(&exchange->http, &sent, err);
 }
 
 enum dtq_code dtq_sqs_exchange_begin(struct dtq_sqs *client, struct dtq_sqs_op *op, struct dtq_error *err)
@@ -209,6 +216,8 @@ static void count(struct dtq_sqs *client, const struct dtq_http_outcome *outcome
 {
     atomic_fetch_add_explicit(&client->bytes_sent, outcome->bytes_sent, memory_order_relaxed);
     atomic_fetch_add_explicit(&client->bytes_received, outcome->bytes_received, memory_order_relaxed);
+    if (outcome->repeats)
+        atomic_fetch_add_explicit(&client->retries, outcome->repeats, memory_order_relaxed);
     if (outcome->connections)
         atomic_fetch_add_explicit(&client->connections, outcome->connections, memory_order_relaxed);
     if (code == DTQ_THROTTLED)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <check.h>
+#include <curl/curl.h>
 
 #include "check_alloc.h"
 #include "dtq_clock.h"
@@ -329,6 +330,46 @@ START_TEST(a_receive_is_tried_again_only_when_nothing_can_be_hidden)
     ck_assert_uint_eq(stats().failed, faults[_i].receive_retries ? 0 : 1);
 }
 END_TEST
+
+#if LIBCURL_VERSION_NUM >= 0x075000
+/* libcurl repeats by itself what it sent on a connection that was used before. */
+START_TEST(a_receive_whose_old_connection_closes_is_not_repeated)
+{
+    static const struct stub_answer script[] = {{.body = EMPTY_HANDED}, {.fault = STUB_CLOSE}, {.body = ONE_MESSAGE}};
+    start_with(script, COUNT(script));
+    struct dtq_sqs_op *op = receive(0);
+    wait_ok(op);
+    release(op);
+    op = receive(0);
+    const struct dtq_error *error = wait_for(op);
+    ck_assert_int_eq(error->code, DTQ_TRANSPORT);
+    assert_contains(error->message, "the connection closed without an answer");
+    release(op);
+    ck_assert_uint_eq(stub_server_requests(server), 2);
+    ck_assert_uint_eq(stats().retries, 0);
+    ck_assert_uint_eq(stats().failed, 1);
+    op = receive(0);
+    wait_ok(op);
+    ck_assert_uint_eq(dtq_sqs_op_count(op), 1);
+    release(op);
+}
+END_TEST
+
+START_TEST(a_send_whose_old_connection_closes_is_repeated_and_counted)
+{
+    static const struct stub_answer script[] = {{.body = SENT_ONE}, {.fault = STUB_CLOSE}, {.body = SENT_ONE}};
+    start_with(script, COUNT(script));
+    for (int i = 0; i < 2; i++) {
+        struct dtq_sqs_op *op = send_text("x");
+        wait_ok(op);
+        release(op);
+    }
+    ck_assert_uint_eq(stub_server_requests(server), 3);
+    ck_assert_uint_eq(stats().requests, 2);
+    ck_assert_uint_eq(stats().retries, 1);
+}
+END_TEST
+#endif
 
 START_TEST(attempts_end)
 {
@@ -1455,6 +1496,10 @@ Suite *sqs_suite(void)
     TCase *fault = new_case(suite, "faults");
     tcase_add_loop_test(fault, a_send_is_tried_again_after_a_fault, 0, (int)COUNT(faults));
     tcase_add_loop_test(fault, a_receive_is_tried_again_only_when_nothing_can_be_hidden, 0, (int)COUNT(faults));
+#if LIBCURL_VERSION_NUM >= 0x075000
+    tcase_add_test(fault, a_receive_whose_old_connection_closes_is_not_repeated);
+    tcase_add_test(fault, a_send_whose_old_connection_closes_is_repeated_and_counted);
+#endif
     tcase_add_test(fault, attempts_end);
     tcase_add_test(fault, a_refusal_is_not_tried_again);
     tcase_add_test(fault, an_unreachable_endpoint_is_named);
