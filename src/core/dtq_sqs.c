@@ -14,6 +14,7 @@
 #define MAX_ATTEMPTS 5
 #define BACKOFF_BASE_MS 100
 #define BACKOFF_CAP_MS 5000
+#define JOIN_WAIT_MS 100
 #define REFRESH_BEFORE_S 60
 #define URL_BYTES_MAX 2048
 
@@ -127,6 +128,7 @@ enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *o
     client->retry.base_ms = or_default(options->backoff_base_ms, BACKOFF_BASE_MS);
     client->retry.cap_ms = or_default(options->backoff_cap_ms, BACKOFF_CAP_MS);
     client->request_timeout_ms = or_default(options->request_timeout_ms, REQUEST_TIMEOUT_MS);
+    client->join_wait_ms = or_default(options->join_wait_ms, JOIN_WAIT_MS);
     client->refresh = options->refresh;
     client->refresh_context = options->refresh_context;
     client->owner_renews = options->owner_renews;

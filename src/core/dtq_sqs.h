@@ -13,12 +13,11 @@
  * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT) instead of hiding more.  (libcurl before
  * 7.80 cannot be kept from sending it again when a connection that was used before closes without an answer.)  Sends
  * may arrive twice; deletes and changes of visibility are idempotent.
- * Joining: a delete of fewer than ten messages that finds one of
- * its queue on the wire waits until that has left it, or ten are together, and travels with the others; each gets its
- * own results.  Cancel, deadline, shutdown: a receive that is on the wire
- * ends at once for its caller, but the poll itself is let finish, and what it brings is handed back (visibility 0),
- * because an abandoned poll hides the next message.  Other requests are dropped by cancel and deadline, and finished by
- * stop(graceful).  stop(forced) drops connections.
+ * Joining: a delete of fewer than ten messages that finds one of its queue on the wire waits until that has left it, or
+ * ten are together, or join_wait_ms are over, and travels with the others; each gets its own results.
+ * Cancel, deadline, shutdown: a receive that is on the wire ends at once for its caller, but the poll itself is let
+ * finish, and what it brings is handed back (visibility 0), because an abandoned poll hides the next message.  Other
+ * requests are dropped by cancel and deadline, and finished by stop(graceful).  stop(forced) drops connections.
  */
 #ifndef DTQ_SQS_H
 #define DTQ_SQS_H
@@ -48,6 +47,7 @@ struct dtq_sqs_options {
     int max_attempts;       /* 0: 5; 1: no retries */
     int backoff_base_ms;    /* 0: 100 */
     int backoff_cap_ms;     /* 0: 5000 */
+    int join_wait_ms;       /* 0: 100; how long a delete waits for another one at most */
     /* Called on the I/O thread when the snapshot is NULL or expires within 60 s; may return NULL ("none": the request
      * fails with DTQ_CREDENTIALS).  Must not block for long.  The reference returned is the client's.  NULL: only
      * dtq_sqs_set_credentials. */

@@ -3,7 +3,8 @@
  *
  * Why: workers delete one message for each step, and SQS takes ten in a request, which costs what one costs.  A delete
  * that finds none of its queue on the wire goes at once.  Otherwise it waits until one of them leaves the wire, however
- * that ends, or until ten are together.  So nobody waits for company while the pipe is idle.
+ * that ends, or until ten are together.  So nobody waits for company while the pipe is idle.  One that hangs there holds
+ * up the others for join_wait_ms only: what has waited so long goes, and those behind it with it.
  *
  * How: those that travel together are carried by an operation of the client's own, which has their entries, is tried
  * again like any other, and hands each its results.  They keep their own deadlines and may leave at any time.  Sends do
@@ -12,6 +13,8 @@
 #include "dtq_sqs_priv.h"
 
 #include <string.h>
+
+#include "dtq_clock.h"
 
 static bool is_of(const struct dtq_sqs_op *op, const char *queue_url)
 {
@@ -93,12 +96,20 @@ void dtq_sqs_depart(struct dtq_sqs *client, const char *queue_url)
         send_off(client, riders);
 }
 
+void dtq_sqs_depart_overdue(struct dtq_sqs *client, uint64_t now_ms)
+{
+    const struct dtq_sqs_op *first;
+    while ((first = client->joining.head) && first->depart_at_ms <= now_ms)
+        dtq_sqs_depart(client, first->queue_url);
+}
+
 bool dtq_sqs_join(struct dtq_sqs *client, struct dtq_sqs_op *op)
 {
     size_t entries = 0;
     if (op->action != DTQ_SQS_DELETE || op->internal || op->count == DTQ_SQS_BATCH_MAX ||
         !is_on_wire(client, op->queue_url))
         return false;
+    op->depart_at_ms = dtq_clock_monotonic_ms() + (uint64_t)client->join_wait_ms;
     dtq_sqs_list_append(&client->joining, op);
     for (const struct dtq_sqs_op *each = client->joining.head; each; each = each->next)
         entries += is_of(each, op->queue_url) ? each->count : 0;

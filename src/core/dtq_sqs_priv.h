@@ -74,6 +74,7 @@ struct dtq_sqs_op {
     bool clock_corrected, credentials_renewed;
     int attempts;
     uint64_t again_at_ms;
+    uint64_t depart_at_ms; /* of a delete that waits for another one */
     struct dtq_error last; /* of the attempt before */
 };
 
@@ -93,6 +94,7 @@ struct dtq_sqs {
     struct dtq_http_settings http;
     struct dtq_retry_policy retry;
     int request_timeout_ms;
+    int join_wait_ms;
     struct dtq_creds *(*refresh)(void *context);
     void *refresh_context;
     bool owner_renews;
@@ -106,7 +108,7 @@ struct dtq_sqs {
     struct dtq_sigv4_key_cache key_cache;
     struct dtq_sqs_op_list polls, calls; /* wait for a free place on the wire */
     struct dtq_sqs_op *later;            /* wait for their next attempt */
-    struct dtq_sqs_op_list joining;      /* deletes that wait for one of their queue to leave the wire */
+    struct dtq_sqs_op_list joining;      /* deletes that wait for one of their queue to leave the wire, as they came */
     struct dtq_sqs_exchange *busy, *idle;
     unsigned polls_on_wire, calls_on_wire, deletes_on_wire; /* deletes are calls */
 };
@@ -142,6 +144,8 @@ struct dtq_sqs_op *dtq_sqs_carrier(struct dtq_sqs *client, const char *queue_url
 bool dtq_sqs_join(struct dtq_sqs *client, struct dtq_sqs_op *op);
 /* A delete of this queue has left the wire: those that waited for it go to the calls. */
 void dtq_sqs_depart(struct dtq_sqs *client, const char *queue_url);
+/* Those that have waited long enough go to the calls too, with what else waits for the same. */
+void dtq_sqs_depart_overdue(struct dtq_sqs *client, uint64_t now_ms);
 /* The next one that waits, taken out; NULL when there is none. */
 struct dtq_sqs_op *dtq_sqs_pop_joining(struct dtq_sqs *client);
 /* The outcome of a carrier, to those that it still carries, each of which is given to finish. */

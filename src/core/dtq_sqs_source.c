@@ -310,6 +310,9 @@ static unsigned sqs_prepare(struct dtq_source *source, uint64_t now_ms, struct c
         if (op->again_at_ms < *wake_ms)
             *wake_ms = op->again_at_ms;
     }
+    const struct dtq_sqs_op *first = client->joining.head; /* none of them departs before it */
+    if (first && first->depart_at_ms < *wake_ms)
+        *wake_ms = first->depart_at_ms;
     return 0;
 }
 
@@ -328,6 +331,7 @@ static void sqs_dispatch(struct dtq_source *source, uint64_t now_ms, const struc
         atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);
         dtq_sqs_list_append(list_of(client, op), op);
     }
+    dtq_sqs_depart_overdue(client, now_ms);
     begin_waiting(client);
 }
 

@@ -44,6 +44,7 @@ static struct dtq_sqs_options quick_options(const char *endpoint)
         .endpoint = endpoint,
         .backoff_base_ms = 1,
         .backoff_cap_ms = 2,
+        .join_wait_ms = 3600 * 1000, /* the tests say when they depart */
     };
     return options;
 }
@@ -901,6 +902,38 @@ START_TEST(deletes_wait_for_their_own_queue_only)
 }
 END_TEST
 
+/* Twelve behind one that hangs: ten and two, and one that comes later waits for none of them. */
+START_TEST(a_delete_that_hangs_does_not_hold_up_the_others)
+{
+    static const struct stub_answer script[] = {{.body = DONE_ONE, .hold = true}, {.body = DONE_TEN}};
+    static const char *const handle = "b";
+    struct dtq_sqs_op *ops[13];
+    server = stub_server_start(script, COUNT(script));
+    struct dtq_sqs_options options = quick_options(stub_server_url(server));
+    options.join_wait_ms = 20;
+    snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
+    make_client(&options);
+    struct dtq_sqs_op *first = delete_from(queue_url, "a");
+    stub_server_wait_for(server, 1);
+    for (int i = 0; i < 13; i++) {
+        if (i == 12) { /* the others are done */
+            for (int done = 0; done < 12; done++)
+                wait_ok(ops[done]);
+        }
+        ops[i] = submit(dtq_sqs_delete_batch(client, queue_url, &handle, 1, 10000, &err));
+    }
+    wait_ok(ops[12]);
+    ck_assert(!dtq_op_is_done(loop, (struct dtq_op *)first));
+    for (int i = 0; i < 13; i++) {
+        ck_assert(dtq_sqs_op_entry(ops[i], 0)->ok);
+        release(ops[i]);
+    }
+    stub_server_let_go(server);
+    wait_ok(first);
+    release(first);
+}
+END_TEST
+
 /* The first one's end makes the others depart, whatever end that is. */
 static struct dtq_sqs_op *start_riders(const struct stub_answer *script, size_t count, struct dtq_sqs_op **riders)
 {
@@ -1525,6 +1558,7 @@ Suite *sqs_suite(void)
     tcase_add_test(together, deletes_that_meet_travel_together);
     tcase_add_test(together, ten_deletes_wait_for_nobody);
     tcase_add_test(together, deletes_wait_for_their_own_queue_only);
+    tcase_add_test(together, a_delete_that_hangs_does_not_hold_up_the_others);
     tcase_add_test(together, a_delete_can_leave_the_others);
     tcase_add_test(together, a_request_that_nobody_waits_for_is_dropped);
     tcase_add_test(together, deletes_are_tried_again_together);
