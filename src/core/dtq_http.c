@@ -303,9 +303,10 @@ static enum dtq_code code_of(CURLcode result, const struct dtq_http *http)
 
 static void measure(struct dtq_http *http, struct dtq_http_outcome *out)
 {
-    long status = 0, connections = 0, request_bytes = 0, header_bytes = 0;
+    long status = 0, connect_status = 0, connections = 0, request_bytes = 0, header_bytes = 0;
     curl_off_t uploaded = 0, downloaded = 0;
     curl_easy_getinfo(http->easy, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_getinfo(http->easy, CURLINFO_HTTP_CONNECTCODE, &connect_status);
     curl_easy_getinfo(http->easy, CURLINFO_NUM_CONNECTS, &connections);
     curl_easy_getinfo(http->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
     curl_easy_getinfo(http->easy, CURLINFO_HEADER_SIZE, &header_bytes);
@@ -315,7 +316,9 @@ static void measure(struct dtq_http *http, struct dtq_http_outcome *out)
     out->connections = (unsigned)connections;
     out->bytes_sent = (uint64_t)request_bytes + (uint64_t)uploaded;
     out->bytes_received = (uint64_t)header_bytes + (uint64_t)downloaded;
-    out->may_have_arrived = request_bytes > 0;
+    /* The bytes of a proxy's CONNECT are among them; when it refuses, they are all. */
+    bool refused = !status && connect_status && connect_status / 100 != 2;
+    out->may_have_arrived = request_bytes > 0 && !refused;
     out->repeats = http->transmissions > 1 ? http->transmissions - 1 : 0;
 }
 

@@ -69,7 +69,7 @@ struct dtq_http_outcome {
     const char *date;        /* the answer's Date, "" when there is none; valid until the next prepare */
     const char *query_error; /* x-amzn-query-error, "" when there is none */
     bool body_is_whole;      /* false for an empty body that nothing declares to be empty */
-    bool may_have_arrived;   /* bytes of the request left this process */
+    bool may_have_arrived;   /* bytes of the request left this process, and no proxy refused to connect for it */
     uint64_t bytes_sent;
     uint64_t bytes_received;
     unsigned connections; /* that had to be opened */

@@ -1114,6 +1114,23 @@ START_TEST(a_proxy_is_used)
 }
 END_TEST
 
+START_TEST(a_receive_is_tried_again_when_a_proxy_refuses_to_connect)
+{
+    static const struct stub_answer script[] = {{.status = 502}};
+    server = stub_server_start(script, 1);
+    struct dtq_sqs_options options = quick_options("https://sqs.example.test");
+    options.proxy = stub_server_url(server);
+    options.max_attempts = 3;
+    make_client(&options);
+    snprintf(queue_url, sizeof queue_url, "https://sqs.example.test/1/q");
+    struct dtq_sqs_op *op = receive(0);
+    ck_assert_int_eq(wait_for(op)->code, DTQ_TRANSPORT);
+    release(op);
+    ck_assert_uint_eq(stub_server_requests(server), 3);
+    assert_contains(stub_server_request(server, 0), "CONNECT sqs.example.test:443 HTTP/1.1\r\n");
+}
+END_TEST
+
 START_TEST(the_environment_names_a_proxy)
 {
     static const struct stub_answer script[] = {{.body = SENT_ONE}};
@@ -1570,6 +1587,7 @@ Suite *sqs_suite(void)
 #endif
     TCase *ways = new_case(suite, "ways to the service");
     tcase_add_test(ways, a_proxy_is_used);
+    tcase_add_test(ways, a_receive_is_tried_again_when_a_proxy_refuses_to_connect);
     tcase_add_test(ways, the_environment_names_a_proxy);
     tcase_add_test(ways, an_unknown_certificate_is_refused);
     tcase_add_test(ways, a_ca_file_makes_it_known);
