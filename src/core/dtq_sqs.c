@@ -1,5 +1,6 @@
 #include "dtq_sqs.h"
 
+#include <limits.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 
 #define CONNECT_TIMEOUT_MS 5000
 #define REQUEST_TIMEOUT_MS 30000
+#define REQUEST_TIMEOUT_MS_MAX (INT_MAX - 1000 * DTQ_SQS_WAIT_S_MAX) /* 24 days: a long poll gets its wait on top */
 #define MAX_ATTEMPTS 5
 #define BACKOFF_BASE_MS 100
 #define BACKOFF_CAP_MS 5000
@@ -128,6 +130,8 @@ enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *o
     client->retry.base_ms = or_default(options->backoff_base_ms, BACKOFF_BASE_MS);
     client->retry.cap_ms = or_default(options->backoff_cap_ms, BACKOFF_CAP_MS);
     client->request_timeout_ms = or_default(options->request_timeout_ms, REQUEST_TIMEOUT_MS);
+    if (client->request_timeout_ms > REQUEST_TIMEOUT_MS_MAX)
+        client->request_timeout_ms = REQUEST_TIMEOUT_MS_MAX;
     client->join_wait_ms = or_default(options->join_wait_ms, JOIN_WAIT_MS);
     client->refresh = options->refresh;
     client->refresh_context = options->refresh_context;

@@ -3,6 +3,7 @@
  *
  * The emulator's address is in DTQ_TEST_SQS_ENDPOINT; without it those cases say that they were skipped.
  */
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -477,6 +478,20 @@ START_TEST(one_slow_attempt_is_given_up_for_another)
     make_client(&options);
     struct dtq_sqs_entry entry = {.body = dtq_slice_str("x"), .delay_s = -1};
     struct dtq_sqs_op *op = submit(dtq_sqs_send_batch(client, queue_url, &entry, 1, 30000, &err));
+    wait_ok(op);
+    release(op);
+}
+END_TEST
+
+START_TEST(a_request_may_take_for_ever)
+{
+    static const struct stub_answer script[] = {{.body = ONE_MESSAGE}};
+    server = stub_server_start(script, 1);
+    struct dtq_sqs_options options = quick_options(stub_server_url(server));
+    options.request_timeout_ms = INT_MAX; /* as the binding gives infinity */
+    snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
+    make_client(&options);
+    struct dtq_sqs_op *op = receive(20);
     wait_ok(op);
     release(op);
 }
@@ -1556,6 +1571,7 @@ Suite *sqs_suite(void)
     tcase_add_test(fault, a_header_without_end_is_refused);
     tcase_add_test(fault, a_slow_answer_meets_the_deadline);
     tcase_add_test(fault, one_slow_attempt_is_given_up_for_another);
+    tcase_add_test(fault, a_request_may_take_for_ever);
     TCase *trust = new_case(suite, "clock and credentials");
     tcase_add_test(trust, a_wrong_clock_is_corrected_once);
     tcase_add_test(trust, without_credentials_nothing_is_sent);
