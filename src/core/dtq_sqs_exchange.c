@@ -242,8 +242,9 @@ void dtq_sqs_exchange_judge(struct dtq_sqs *client, struct dtq_sqs_exchange *exc
         dtq_sqs_wire_read_refusal(outcome.status, dtq_buf_slice(&exchange->http.body), outcome.query_error, &refusal);
         set_refused(client, outcome.status, &refusal, err);
         rc = refusal.code;
-        /* A refused request was not served; only a gateway that gave up waiting cannot know. */
-        verdict->may_have_arrived = outcome.status == 504;
+        /* A refused request was not served.  A gateway does not know: it had a bad answer or none (502), or gave up
+         * waiting for one (504). */
+        verdict->may_have_arrived = outcome.status == 502 || outcome.status == 504;
         verdict->clock_skew = refusal.clock_skew;
         verdict->expired_token = refusal.expired_token;
         if (outcome.date[0])

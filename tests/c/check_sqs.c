@@ -292,6 +292,7 @@ static const struct fault_case faults[] = {
     {{.status = 500, .body = REFUSED("InternalFailure")}, true, DTQ_OK},
     {{.status = 400, .body = REFUSED("ThrottlingException")}, true, DTQ_OK},
     {{.status = 429}, true, DTQ_OK},
+    {{.status = 502}, false, DTQ_UNAVAILABLE},
     {{.status = 504}, false, DTQ_UNAVAILABLE},
     {{.body = ONE_MESSAGE, .fault = STUB_RESET_IN_BODY}, false, DTQ_TRANSPORT},
     {{.body = ONE_MESSAGE, .fault = STUB_CUT_HEADER}, false, DTQ_TRANSPORT},
