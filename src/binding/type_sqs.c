@@ -17,8 +17,8 @@
 /* ---- credentials
  * ---------------------------------------------------------------------------------------------------- */
 
-/* Those that cannot be sent are refused here, where refresh is asked again by the next call: 0, or -1 with the indicator
- * set. */
+/* Those that cannot be sent are refused here, so that the next call asks refresh again: 0, or -1 with the indicator set.
+ */
 static int put_credentials(struct sqs_object *self, const char *key_id, const char *secret, const char *token,
                            int64_t expires_at_s)
 {

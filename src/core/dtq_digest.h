@@ -5,7 +5,8 @@
  * gives for bodies).
  * Ownership: inputs are borrowed for the call.
  * Thread: any.
- * Failure: DTQ_NO_MEMORY, or DTQ_UNSUPPORTED where this OpenSSL does not offer the algorithm (MD5 under FIPS).
+ * Failure: DTQ_UNSUPPORTED where this OpenSSL does not offer the algorithm (MD5 under FIPS), or has no memory for it;
+ * DTQ_INVALID_ARGUMENT for a key of more than INT_MAX bytes.
  */
 #ifndef DTQ_DIGEST_H
 #define DTQ_DIGEST_H

@@ -2,12 +2,16 @@
  * One POST on one easy handle, to be used again and again.
  *
  * What it is for: all of libcurl's options in one place.  Knows neither threads nor SQS: its owner signs, adds the
- * handle to a CURLM, and asks for the outcome when it is finished. Trust: TLS verification is on unless
- * settings.insecure; redirects are not followed; only http and https. CA certificates: one file, found once
- * (dtq_http_find_ca_file).  libcurl's default CAPATH is switched off, because with it libcurl does not cache the parsed
- * certificates and each new connection costs 24 ms of CPU. Ownership: in place (init/clean_up).  URL, headers and body
- * of prepare are borrowed until the transfer has ended. Thread: one at a time. Failure: DTQ_NO_MEMORY; of an outcome:
- * DTQ_TRANSPORT, DTQ_TLS, DTQ_TOO_LARGE, DTQ_NO_MEMORY. Limits: the answer's header and body are capped (dtq_limits.h).
+ * handle to a CURLM, and asks for the outcome when it is finished.
+ * Trust: TLS verification is on unless settings.insecure; redirects are not followed; only http and https.
+ * CA certificates: one file, found once (dtq_http_find_ca_file).  libcurl's default CAPATH is switched off, because with
+ * it libcurl does not cache the parsed certificates and each new connection costs 24 ms of CPU.
+ * Ownership: in place (init/clean_up).  URL, headers and body of prepare are borrowed until the transfer has ended.
+ * Thread: one at a time.
+ * Failure: DTQ_NO_MEMORY; of init also DTQ_UNSUPPORTED (libcurl refuses a setting); of prepare DTQ_INVALID_ARGUMENT
+ * (more headers than DTQ_HTTP_HEADERS_MAX) and DTQ_TOO_LARGE (their text); of an outcome DTQ_TRANSPORT, DTQ_TLS and
+ * DTQ_TOO_LARGE.
+ * Limits: the answer's header and body are capped (dtq_limits.h).
  */
 #ifndef DTQ_HTTP_H
 #define DTQ_HTTP_H
@@ -58,8 +62,9 @@ struct dtq_http_request {
     size_t header_count;
     struct dtq_slice body;
     int timeout_ms;
-    /* libcurl sends a request by itself again when a connection that was used before closes without an answer.  True:
-     * not when bytes of it had left; the transfer ends with DTQ_TRANSPORT then.  libcurl before 7.80 sends it anyway. */
+    /* libcurl sends a request again by itself when a connection that was used before closes without an answer.  True:
+     * not when bytes of it had left; the transfer ends with DTQ_TRANSPORT then.  libcurl before 7.80 sends it anyway.
+     */
     bool once;
 };
 

@@ -6,9 +6,10 @@
  * same list to libcurl.
  * Ownership: all inputs are borrowed for the call; outputs are added to buffers of the caller.
  * Thread: any; the key cache belongs to one thread at a time.
- * Failure: DTQ_NO_MEMORY, DTQ_CREDENTIALS (none, or such as cannot be sent: dtq_creds_check), DTQ_INVALID_ARGUMENT (no
- * host header, more than DTQ_SIGV4_HEADERS_MAX headers, a header that cannot be sent: a name that is none, or a control
- * character other than TAB in a value; a time outside the years 1970 to 9999).
+ * Failure: DTQ_NO_MEMORY, DTQ_TOO_LARGE (a text does not fit its buffer), DTQ_UNSUPPORTED (see dtq_digest.h),
+ * DTQ_CREDENTIALS (none, or such as cannot be sent: dtq_creds_check), DTQ_INVALID_ARGUMENT (no host header, more than
+ * DTQ_SIGV4_HEADERS_MAX headers, a header that cannot be sent: a name that is none, or a control character other than
+ * TAB in a value; a time outside the years 1970 to 9999).
  */
 #ifndef DTQ_SIGV4_H
 #define DTQ_SIGV4_H

@@ -4,15 +4,18 @@
  * Source: "Amazon SQS API Reference"; "AWS JSON 1.0 protocol" (Smithy).
  * What it is for: many concurrent requests (long polls beside sends) without a thread for each.
  * Ownership: the client is a source of its loop and is destroyed with it.  Constructors of operations copy all
- * arguments. Thread: dtq_sqs_* from any thread.  Results may be read once the operation is done, and live as long as it
- * does. Retries: throttling, 5xx and transport errors, with capped exponential backoff and full jitter, within the
- * operation's deadline. Judged by the parsed answer, never by the status alone: an answer cut inside its header looks
- * like 200 with an empty body to libcurl. Clock skew: the client corrects its signing time from the Date of the
- * service's answers when a request is refused for it. A receive is tried again only when its request cannot have been
- * served: it did not leave this process, or was refused.  Once it was served and the answer is lost, messages may be
- * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT) instead of hiding more.  (libcurl before
- * 7.80 cannot be kept from sending it again when a connection that was used before closes without an answer.)  Sends
- * may arrive twice; deletes and changes of visibility are idempotent.
+ * arguments.
+ * Thread: dtq_sqs_* from any thread.  Results may be read once the operation is done, and live as long as it does.
+ * Retries: throttling, 5xx and transport errors, with capped exponential backoff and full jitter, within the
+ * operation's deadline.  Judged by the parsed answer, never by the status alone: an answer cut inside its header looks
+ * like 200 with an empty body to libcurl.  A receive is tried again only when its request cannot have been served: it
+ * did not leave this process, or was refused.  Once it may have been served and the answer is lost, messages may be
+ * hidden until their visibility ends, and the caller is told (DTQ_TRANSPORT, DTQ_RESPONSE, or DTQ_UNAVAILABLE for a
+ * gateway's 502 or 504) instead of hiding more.  (libcurl before 7.80 cannot be kept from sending it again when a
+ * connection that was used before closes without an answer.)  Sends may arrive twice; deletes and changes of visibility
+ * are idempotent.
+ * Clock skew: the client corrects its signing time from the Date of the service's answers when a request is refused for
+ * it.
  * Joining: a delete of fewer than ten messages that finds one of its queue on the wire waits until that has left it, or
  * ten are together, or join_wait_ms are over, and travels with the others; each gets its own results.
  * Cancel, deadline, shutdown: a receive that is on the wire ends at once for its caller, but the poll itself is let
@@ -37,8 +40,8 @@ struct dtq_sqs;
 struct dtq_sqs_options {
     const char *region;     /* required, e.g. "eu-central-1" */
     const char *endpoint;   /* NULL: https://sqs.<region>.amazonaws.com (.cn for China); else a base URL, e.g.
-                               http://127.0.0.1:9324.  A   request goes to the endpoint, and only the path and the
-                               QueueUrl   come from the queue's URL */
+                               http://127.0.0.1:9324.  Every request goes to the endpoint; only its path and its
+                               QueueUrl come from the queue's URL */
     const char *ca_file;    /* NULL: the system's (found once, at start) */
     const char *proxy;      /* NULL: by the usual environment variables, as libcurl reads them */
     bool insecure;          /* true: no TLS verification; for tests only */

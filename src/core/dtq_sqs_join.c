@@ -3,8 +3,8 @@
  *
  * Why: workers delete one message for each step, and SQS takes ten in a request, which costs what one costs.  A delete
  * that finds none of its queue on the wire goes at once.  Otherwise it waits until one of them leaves the wire, however
- * that ends, or until ten are together.  So nobody waits for company while the pipe is idle.  One that hangs there holds
- * up the others for join_wait_ms only: what has waited so long goes, and those behind it with it.
+ * that ends, or until ten are together.  So nobody waits for company while the pipe is idle.  One that hangs there
+ * holds up the others for join_wait_ms only: what has waited so long goes, and those behind it with it.
  *
  * How: those that travel together are carried by an operation of the client's own, which has their entries, is tried
  * again like any other, and hands each its results.  They keep their own deadlines and may leave at any time.  Sends do
