@@ -2,7 +2,7 @@
  * SqsClient: requests to SQS.
  *
  * The core's client belongs to the loop.  Credentials are renewed here, at the call of an operation and with the GIL,
- * because the core's own refresh hook runs on the I/O thread, which never touches Python.
+ * because the core's I/O thread never touches Python.
  */
 #include "module.h"
 

@@ -1,7 +1,6 @@
 #include "dtq_creds.h"
 
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "dtq_alloc.h"
@@ -74,15 +73,4 @@ void dtq_creds_release(struct dtq_creds *creds)
 {
     if (creds && __atomic_sub_fetch(&creds->references, 1, __ATOMIC_ACQ_REL) == 0)
         destroy(creds);
-}
-
-enum dtq_code dtq_creds_from_environment(struct dtq_creds **out, struct dtq_error *err)
-{
-    const char *id = getenv("AWS_ACCESS_KEY_ID");
-    const char *secret = getenv("AWS_SECRET_ACCESS_KEY");
-    *out = NULL;
-    if (!id || !id[0] || !secret || !secret[0])
-        return dtq_error_set(err, DTQ_CREDENTIALS, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not both set");
-    *out = dtq_creds_new(id, secret, getenv("AWS_SESSION_TOKEN"), 0);
-    return *out ? DTQ_OK : dtq_error_no_memory(err);
 }

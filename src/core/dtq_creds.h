@@ -33,8 +33,4 @@ enum dtq_code dtq_creds_check(const struct dtq_creds *creds, struct dtq_error *e
 struct dtq_creds *dtq_creds_acquire(struct dtq_creds *creds); /* NULL-safe */
 void dtq_creds_release(struct dtq_creds *creds);              /* NULL-safe */
 
-/* From AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.  *out is NULL and DTQ_CREDENTIALS is returned when
- * the first two are not both set. */
-enum dtq_code dtq_creds_from_environment(struct dtq_creds **out, struct dtq_error *err) DTQ_MUST_CHECK;
-
 #endif

@@ -4,8 +4,8 @@
  * What it is for: all of libcurl's options in one place.  Knows neither threads nor SQS: its owner signs, adds the
  * handle to a CURLM, and asks for the outcome when it is finished.
  * Trust: TLS verification is on unless settings.insecure; redirects are not followed; only http and https.
- * CA certificates: one file, found once (dtq_http_find_ca_file).  libcurl's default CAPATH is switched off, because with
- * it libcurl does not cache the parsed certificates and each new connection costs 24 ms of CPU.
+ * CA certificates: one file, found once (dtq_http_find_ca_file).  libcurl's default CAPATH is switched off, because
+ * with it libcurl does not cache the parsed certificates and each new connection costs 24 ms of CPU.
  * Ownership: in place (init/clean_up).  URL, headers and body of prepare are borrowed until the transfer has ended.
  * Thread: one at a time.
  * Failure: DTQ_NO_MEMORY; of init also DTQ_UNSUPPORTED (libcurl refuses a setting); of prepare DTQ_INVALID_ARGUMENT

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "dtq_alloc.h"
-#include "dtq_clock.h"
 #include "dtq_limits.h"
 #include "dtq_sqs_priv.h"
 #include "dtq_uri.h"
@@ -17,7 +16,6 @@
 #define BACKOFF_BASE_MS 100
 #define BACKOFF_CAP_MS 5000
 #define JOIN_WAIT_MS 100
-#define REFRESH_BEFORE_S 60
 #define URL_BYTES_MAX 2048
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
@@ -133,8 +131,6 @@ enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *o
     if (client->request_timeout_ms > REQUEST_TIMEOUT_MS_MAX)
         client->request_timeout_ms = REQUEST_TIMEOUT_MS_MAX;
     client->join_wait_ms = or_default(options->join_wait_ms, JOIN_WAIT_MS);
-    client->refresh = options->refresh;
-    client->refresh_context = options->refresh_context;
     client->owner_renews = options->owner_renews;
     client->region = dtq_strdup(options->region);
     if (!client->region)
@@ -170,9 +166,9 @@ void dtq_sqs_get_stats(struct dtq_sqs *client, struct dtq_sqs_stats *stats)
 
 /* ---- credentials ------------------------------------------------------------------------------------------------- */
 
-/* fresh: a reference that is taken over. */
-static void put_credentials(struct dtq_sqs *client, struct dtq_creds *fresh)
+void dtq_sqs_set_credentials(struct dtq_sqs *client, struct dtq_creds *credentials)
 {
+    struct dtq_creds *fresh = dtq_creds_acquire(credentials);
     pthread_mutex_lock(&client->credentials_lock);
     struct dtq_creds *old = client->credentials;
     client->credentials = fresh;
@@ -181,7 +177,7 @@ static void put_credentials(struct dtq_sqs *client, struct dtq_creds *fresh)
     dtq_creds_release(old);
 }
 
-static struct dtq_creds *current_credentials(struct dtq_sqs *client)
+struct dtq_creds *dtq_sqs_credentials(struct dtq_sqs *client)
 {
     pthread_mutex_lock(&client->credentials_lock);
     struct dtq_creds *credentials = dtq_creds_acquire(client->credentials);
@@ -189,43 +185,12 @@ static struct dtq_creds *current_credentials(struct dtq_sqs *client)
     return credentials;
 }
 
-void dtq_sqs_set_credentials(struct dtq_sqs *client, struct dtq_creds *credentials)
+bool dtq_sqs_has_newer_credentials(struct dtq_sqs *client, const struct dtq_creds *expired)
 {
-    put_credentials(client, dtq_creds_acquire(credentials));
-}
-
-static bool is_due(const struct dtq_sqs *client, const struct dtq_creds *credentials)
-{
-    if (!credentials)
-        return true;
-    int64_t now_s = dtq_clock_wall_s() + client->clock_offset_s;
-    return credentials->expires_at_s && credentials->expires_at_s - REFRESH_BEFORE_S <= now_s;
-}
-
-struct dtq_creds *dtq_sqs_credentials(struct dtq_sqs *client)
-{
-    struct dtq_creds *credentials = current_credentials(client);
-    if (!client->refresh || !is_due(client, credentials))
-        return credentials;
-    struct dtq_creds *fresh = client->refresh(client->refresh_context);
-    if (!fresh)
-        return credentials; /* they may still be good for a minute */
-    dtq_creds_release(credentials);
-    put_credentials(client, dtq_creds_acquire(fresh));
-    return fresh;
-}
-
-bool dtq_sqs_drop_credentials(struct dtq_sqs *client, const struct dtq_creds *expired)
-{
-    struct dtq_creds *current = current_credentials(client);
-    bool is_newer = current && current != expired;
-    dtq_creds_release(current);
-    if (is_newer)
-        return true;
-    if (!client->refresh)
-        return false;
-    put_credentials(client, NULL);
-    return true;
+    pthread_mutex_lock(&client->credentials_lock);
+    bool has_newer = client->credentials && client->credentials != expired;
+    pthread_mutex_unlock(&client->credentials_lock);
+    return has_newer;
 }
 
 void dtq_sqs_want_credentials(struct dtq_sqs *client, const struct dtq_creds *expired)

@@ -51,20 +51,14 @@ struct dtq_sqs_options {
     int backoff_base_ms;    /* 0: 100 */
     int backoff_cap_ms;     /* 0: 5000 */
     int join_wait_ms;       /* 0: 100; how long a delete waits for another one at most */
-    /* Called on the I/O thread when the snapshot is NULL or expires within 60 s; may return NULL ("none": the request
-     * fails with DTQ_CREDENTIALS).  Must not block for long.  The reference returned is the client's.  NULL: only
-     * dtq_sqs_set_credentials. */
-    struct dtq_creds *(*refresh)(void *context);
-    void *refresh_context;
-    /* Instead of refresh, where only the owner can fetch newer ones: an operation that is refused because they have
-     * expired ends with DTQ_EXPIRED, which a later one may not, and dtq_sqs_wants_credentials is true until they are
-     * set. */
+    /* The owner can fetch newer credentials: an operation that is refused because they have expired ends with
+     * DTQ_EXPIRED, which a later one may not, and dtq_sqs_wants_credentials is true until newer ones are set. */
     bool owner_renews;
 };
 
-/* credentials may be NULL when refresh is given or they are set later; the client takes a reference of its own.  Adds
- * itself to the loop.  DTQ_INVALID_ARGUMENT: region, endpoint or CA file; DTQ_CLOSED, DTQ_FORKED, DTQ_TOO_LARGE: see
- * dtq_loop_add. */
+/* credentials may be NULL: a request that begins before they are set fails with DTQ_CREDENTIALS.  The client takes a
+ * reference of its own, and adds itself to the loop.  DTQ_INVALID_ARGUMENT: region, endpoint or CA file; DTQ_CLOSED,
+ * DTQ_FORKED, DTQ_TOO_LARGE: see dtq_loop_add. */
 enum dtq_code dtq_sqs_new(struct dtq_loop *loop, const struct dtq_sqs_options *options, struct dtq_creds *credentials,
                           struct dtq_sqs **out, struct dtq_error *err) DTQ_MUST_CHECK;
 void dtq_sqs_set_credentials(struct dtq_sqs *client, struct dtq_creds *credentials);

@@ -95,8 +95,6 @@ struct dtq_sqs {
     struct dtq_retry_policy retry;
     int request_timeout_ms;
     int join_wait_ms;
-    struct dtq_creds *(*refresh)(void *context);
-    void *refresh_context;
     bool owner_renews;
     atomic_bool credentials_wanted;
     /* any thread */
@@ -116,12 +114,11 @@ struct dtq_sqs {
 /* ---- dtq_sqs.c ------------------------------------------------------------------------------------------------------
  */
 
-/* The snapshot to sign with, refreshed when it is due: a reference.  NULL when there are none. */
+/* The snapshot to sign with: a reference.  NULL when there are none. */
 struct dtq_creds *dtq_sqs_credentials(struct dtq_sqs *client);
-/* The service says that they are expired: do not use this snapshot again when there is a way to get another. */
-bool dtq_sqs_drop_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
-
-/* The same where only the owner can fetch newer ones: it is told so. */
+/* True when other ones than these, which have expired, were set meanwhile. */
+bool dtq_sqs_has_newer_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
+/* The owner is told that these have expired, unless it has set others meanwhile. */
 void dtq_sqs_want_credentials(struct dtq_sqs *client, const struct dtq_creds *expired);
 /* The source class's destroy. */
 void dtq_sqs_destroy_source(struct dtq_source *source, bool forked);

@@ -130,7 +130,7 @@ static bool can_correct(struct dtq_sqs *client, struct dtq_sqs_exchange *exchang
     }
     if (verdict->expired_token && !op->credentials_renewed) {
         op->credentials_renewed = true;
-        return dtq_sqs_drop_credentials(client, exchange->credentials);
+        return dtq_sqs_has_newer_credentials(client, exchange->credentials);
     }
     return false;
 }

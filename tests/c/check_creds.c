@@ -1,4 +1,3 @@
-#include <stdlib.h>
 #include <string.h>
 
 #include "check_alloc.h"
@@ -49,41 +48,6 @@ START_TEST(the_one_that_cannot_be_sent_is_named)
 }
 END_TEST
 
-static void set_or_unset(const char *name, const char *value)
-{
-    if (value)
-        setenv(name, value, 1);
-    else
-        unsetenv(name);
-}
-
-START_TEST(environment_needs_both_keys)
-{
-    static const struct {
-        const char *id, *secret;
-    } incomplete[] = {{NULL, NULL}, {"id", NULL}, {NULL, "secret"}, {"", "secret"}, {"id", ""}};
-    struct dtq_error err;
-    for (size_t i = 0; i < sizeof incomplete / sizeof incomplete[0]; i++) {
-        struct dtq_creds *creds = NULL;
-        set_or_unset("AWS_ACCESS_KEY_ID", incomplete[i].id);
-        set_or_unset("AWS_SECRET_ACCESS_KEY", incomplete[i].secret);
-        ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_CREDENTIALS);
-        ck_assert_ptr_null(creds);
-    }
-    struct dtq_creds *creds = NULL;
-    setenv("AWS_ACCESS_KEY_ID", "id", 1);
-    setenv("AWS_SECRET_ACCESS_KEY", "secret", 1);
-    unsetenv("AWS_SESSION_TOKEN");
-    ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_OK);
-    ck_assert_ptr_null(creds->session_token);
-    dtq_creds_release(creds);
-    setenv("AWS_SESSION_TOKEN", "token", 1);
-    ck_assert_int_eq(dtq_creds_from_environment(&creds, &err), DTQ_OK);
-    ck_assert_str_eq(creds->session_token, "token");
-    dtq_creds_release(creds);
-}
-END_TEST
-
 static enum dtq_code make_and_release(void *context)
 {
     (void)context;
@@ -105,7 +69,6 @@ Suite *creds_suite(void)
     tcase_add_test(tcase, a_snapshot_lives_until_its_last_release);
     tcase_add_test(tcase, an_empty_token_is_none);
     tcase_add_test(tcase, the_one_that_cannot_be_sent_is_named);
-    tcase_add_test(tcase, environment_needs_both_keys);
     tcase_add_test(tcase, survives_failing_allocations);
     suite_add_tcase(suite, tcase);
     return suite;

@@ -545,43 +545,33 @@ START_TEST(without_credentials_nothing_is_sent)
 }
 END_TEST
 
-struct refresher {
-    int calls;
-    bool none;
-};
-
-static struct dtq_creds *refresh(void *context)
+START_TEST(credentials_that_were_set_meanwhile_are_tried)
 {
-    struct refresher *refresher = context;
-    char id[32];
-    snprintf(id, sizeof id, "FRESH%d", ++refresher->calls);
-    return refresher->none ? NULL : dtq_creds_new(id, "secret", "token", dtq_clock_wall_s() + 3600);
+    static const struct stub_answer script[] = {{.status = 403, .body = REFUSED("ExpiredTokenException"), .hold = true},
+                                                {.body = SENT_ONE}};
+    start_with(script, COUNT(script));
+    struct dtq_sqs_op *op = send_text("x");
+    stub_server_wait_for(server, 1);
+    struct dtq_creds *fresh = dtq_creds_new("FRESH", "secret", "token", 0);
+    dtq_sqs_set_credentials(client, fresh);
+    dtq_creds_release(fresh);
+    stub_server_let_go(server);
+    wait_ok(op);
+    release(op);
+    assert_contains(stub_server_request(server, 0), "Credential=AKID/");
+    assert_contains(stub_server_request(server, 1), "Credential=FRESH/");
 }
+END_TEST
 
-START_TEST(credentials_are_refreshed)
+START_TEST(expired_credentials_that_nobody_renews_end_a_request)
 {
-    static const struct stub_answer script[] = {
-        {.body = SENT_ONE}, {.status = 403, .body = REFUSED("ExpiredTokenException")}, {.body = SENT_ONE}};
-    struct refresher refresher = {0, false};
-    server = stub_server_start(script, COUNT(script));
-    struct dtq_sqs_options options = quick_options(stub_server_url(server));
-    options.refresh = refresh;
-    options.refresh_context = &refresher;
-    snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
-    ck_assert_int_eq(dtq_loop_new(&loop, &err), DTQ_OK);
-    struct dtq_creds *due = dtq_creds_new("OLD", "secret", NULL, dtq_clock_wall_s() + 30);
-    ck_assert_int_eq(dtq_sqs_new(loop, &options, due, &client, &err), DTQ_OK);
-    dtq_creds_release(due);
-    for (int i = 0; i < 2; i++) {
-        struct dtq_sqs_op *op = send_text("x");
-        wait_ok(op);
-        release(op);
-    }
-    dtq_loop_close(loop, 1000);
-    assert_contains(stub_server_request(server, 0), "Credential=FRESH1/");
-    assert_contains(stub_server_request(server, 1), "Credential=FRESH1/");
-    assert_contains(stub_server_request(server, 2), "Credential=FRESH2/");
-    ck_assert_int_eq(refresher.calls, 2);
+    static const struct stub_answer script[] = {{.status = 403, .body = REFUSED("ExpiredTokenException")}};
+    start_with(script, COUNT(script));
+    struct dtq_sqs_op *op = send_text("x");
+    ck_assert_int_eq(wait_for(op)->code, DTQ_CREDENTIALS);
+    release(op);
+    ck_assert(!dtq_sqs_wants_credentials(client));
+    ck_assert_uint_eq(stub_server_requests(server), 1);
 }
 END_TEST
 
@@ -611,31 +601,6 @@ START_TEST(an_owner_that_renews_is_told_of_expired_credentials)
     release(op);
     dtq_loop_close(loop, 1000);
     assert_contains(stub_server_request(server, 1), "Credential=FRESH/");
-}
-END_TEST
-
-START_TEST(a_refresh_that_brings_none_leaves_the_old_ones)
-{
-    static const struct stub_answer script[] = {{.body = SENT_ONE}};
-    struct refresher refresher = {0, true};
-    server = stub_server_start(script, COUNT(script));
-    struct dtq_sqs_options options = quick_options(stub_server_url(server));
-    options.refresh = refresh;
-    options.refresh_context = &refresher;
-    snprintf(queue_url, sizeof queue_url, "%s/1/q", stub_server_url(server));
-    ck_assert_int_eq(dtq_loop_new(&loop, &err), DTQ_OK);
-    ck_assert_int_eq(dtq_sqs_new(loop, &options, NULL, &client, &err), DTQ_OK);
-    struct dtq_sqs_op *op = send_text("x");
-    ck_assert_int_eq(wait_for(op)->code, DTQ_CREDENTIALS);
-    release(op);
-    struct dtq_creds *due = dtq_creds_new("OLD", "secret", NULL, dtq_clock_wall_s() + 30);
-    dtq_sqs_set_credentials(client, due);
-    dtq_creds_release(due);
-    op = send_text("x");
-    wait_ok(op);
-    release(op);
-    dtq_loop_close(loop, 1000);
-    ck_assert_int_eq(refresher.calls, 2);
 }
 END_TEST
 
@@ -1576,9 +1541,9 @@ Suite *sqs_suite(void)
     TCase *trust = new_case(suite, "clock and credentials");
     tcase_add_test(trust, a_wrong_clock_is_corrected_once);
     tcase_add_test(trust, without_credentials_nothing_is_sent);
-    tcase_add_test(trust, credentials_are_refreshed);
+    tcase_add_test(trust, credentials_that_were_set_meanwhile_are_tried);
+    tcase_add_test(trust, expired_credentials_that_nobody_renews_end_a_request);
     tcase_add_test(trust, an_owner_that_renews_is_told_of_expired_credentials);
-    tcase_add_test(trust, a_refresh_that_brings_none_leaves_the_old_ones);
     TCase *stop = new_case(suite, "cancel and stop");
     tcase_add_test(stop, what_a_cancelled_poll_brings_is_handed_back);
     tcase_add_test(stop, what_an_overdue_poll_brings_is_handed_back);
