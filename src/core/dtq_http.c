@@ -316,8 +316,9 @@ static void measure(struct dtq_http *http, struct dtq_http_outcome *out)
     out->connections = (unsigned)connections;
     out->bytes_sent = (uint64_t)request_bytes + (uint64_t)uploaded;
     out->bytes_received = (uint64_t)header_bytes + (uint64_t)downloaded;
-    /* The bytes of a proxy's CONNECT are among them; when it refuses, they are all. */
-    bool refused = !status && connect_status && connect_status / 100 != 2;
+    /* The bytes of a proxy's CONNECT are among them.  When it refuses they are all, unless libcurl had sent the request
+     * on an older connection before. */
+    bool refused = !status && connect_status && connect_status / 100 != 2 && !http->transmissions;
     out->may_have_arrived = request_bytes > 0 && !refused;
     out->repeats = http->transmissions > 1 ? http->transmissions - 1 : 0;
 }

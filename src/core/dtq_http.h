@@ -43,11 +43,11 @@ struct dtq_http {
     /* own */
     struct dtq_buf header_lines;
     struct curl_slist header_nodes[DTQ_HTTP_HEADERS_MAX + 2];
-    bool once;                /* the transfer at hand: see dtq_http_request */
-    bool cut_off;             /* libcurl was about to send it a second time */
-    unsigned transmissions;   /* that libcurl began; 0 before 7.80, which does not tell */
-    long bytes_before;        /* sent before the first of them, to a proxy */
-    size_t header_bytes;      /* of the answer */
+    bool once;              /* of the transfer at hand: see dtq_http_request */
+    bool cut_off;           /* libcurl was about to send it a second time */
+    unsigned transmissions; /* that libcurl began; 0 before 7.80, which does not tell */
+    long bytes_before;      /* sent before the first of them, to a proxy */
+    size_t header_bytes;    /* of the answer */
     bool header_complete;
     char date[64];
     char query_error[128];
