@@ -184,8 +184,7 @@ def look() -> None:
         "leader": os.getpgid(0) == os.getpid() == os.getsid(0),
         "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
         "signals": {
-            number.name: str(signal.getsignal(number))
-            for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGALRM)
+            number.name: str(signal.getsignal(number)) for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGALRM)
         },
         "wakeup": signal.set_wakeup_fd(-1),
         "token": dagster_taskiq.fencing_token(),
