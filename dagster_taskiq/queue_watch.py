@@ -45,9 +45,10 @@ class QueueWatch:
         self._requests.schedule(self._first_look(), lambda: self._look_at_queue(queue))
 
     def _first_look(self) -> float:
+        """Well before a limit of service, which counts from the first look that finds nobody."""
         settings = self._run.settings
-        limits = (settings.backoff_base, settings.no_worker_warning, settings.no_worker_timeout)
-        return min(limit for limit in limits if limit is not None)
+        limits = [limit for limit in (settings.no_worker_warning, settings.no_worker_timeout) if limit is not None]
+        return min(settings.backoff_base, *(limit / 4 for limit in limits))
 
     def _look_at_queue(self, queue: Queue) -> None:
         """Whether anybody serves the queue, and whether messages are missing from it."""
@@ -55,7 +56,10 @@ class QueueWatch:
         oldest = min(
             (flight.since for flight in self._run.flights.values() if flight.queue == queue.name), default=None
         )
-        if oldest is None or queue.looking or self._run.cancelling or time.monotonic() - oldest < self._first_look():
+        if queue.looking or self._run.cancelling:
+            return
+        if oldest is None or time.monotonic() - oldest < self._first_look():
+            queue.unserved_since = None
             return
         queue.looking = True
 
@@ -63,6 +67,7 @@ class QueueWatch:
             queue.looking = False
             if not depth.queued:
                 queue.warned = False
+                queue.unserved_since = None
                 queue.pause = self._run.settings.backoff_base
                 return
             self._judge_service(queue, depth)
@@ -73,6 +78,8 @@ class QueueWatch:
 
         def failed(error: DagsterTaskiqError) -> None:
             queue.looking = False
+            # Workers cannot say either that they are there.
+            queue.unserved_since = None
             self._requests.later(error)
 
         self._requests.watch(self._store.queue_depth(queue.name), depth_known, failed)
@@ -80,13 +87,19 @@ class QueueWatch:
     def _judge_service(self, queue: Queue, depth: QueueDepth) -> None:
         if depth.workers:
             queue.warned = False
+            queue.unserved_since = None
             return
+        now = time.monotonic()
+        if queue.unserved_since is None:
+            queue.unserved_since = now
+        # The age of the rows says nothing: behind a backlog they are old when the only worker is started anew.
+        unserved = now - queue.unserved_since
         waited = depth.oldest_queued_age or 0.0
         limit = self._run.settings.no_worker_timeout
-        if limit is not None and waited >= limit:
+        if limit is not None and unserved >= limit:
             self._take_back(queue, waited, limit)
         warning = self._run.settings.no_worker_warning
-        if warning is not None and waited >= warning and not queue.warned:
+        if warning is not None and unserved >= warning and not queue.warned:
             queue.warned = True
             self._run.notices.append(Unserved(queue.name, waited, depth.queued))
 

@@ -72,6 +72,8 @@ class Queue:
     next_look: float
     pause: float
     warned: bool = False
+    unserved_since: float | None = None
+    """Since which look no worker has served it; None: one did, or nobody has looked."""
     countable: bool = True
     looking: bool = False
     missing_since: float | None = None

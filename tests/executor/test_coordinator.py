@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -24,7 +25,7 @@ from dagster_taskiq.config import Settings
 from dagster_taskiq.coordinator import RunCoordinator
 from dagster_taskiq.errors import ConfigError
 from dagster_taskiq.migrations import migrate
-from dagster_taskiq.notices import Cancelling, Ended, Notice, Trouble, Untaken
+from dagster_taskiq.notices import Cancelling, Ended, Notice, Trouble, Unserved, Untaken
 from dagster_taskiq.requests import LAST_RETRY, retry_pause
 from dagster_taskiq.sender import Message
 from dagster_taskiq.sqs import Credentials, make_client
@@ -315,6 +316,46 @@ def test_a_throttled_entry_is_sent_again_whoever_is_called_at_fault(make: Make, 
         coordinator.submit([("step", 1, queue.name)])
         services.wait_for(lambda: coordinator.poll() or queue.counts()[0] == 1, "the message")
     assert refused.is_set()
+
+
+# ---- queues that nobody serves ---------------------------------------------------------------------------------------
+
+
+def test_a_gap_between_workers_is_no_queue_that_nobody_serves(
+    make: Make, queue: services.Queue, database_url: str
+) -> None:
+    """The step has waited for hours behind a backlog when the only worker is started anew."""
+    settings = replace(impatient(queue), no_worker_warning=3600.0, no_worker_timeout=3600.0)
+    with SqsProxy(queue.endpoint) as proxy, closing(Loop()) as loop:
+        coordinator = make(endpoint=proxy.endpoint, settings=settings)
+        coordinator.begin()
+        coordinator.submit([("step", 1, queue.name)])
+        (flight,) = coordinator._run.flights.values()
+        flight.since -= 7200
+        older = "UPDATE dagster_taskiq_steps SET queued_at = queued_at - interval '2 hours' RETURNING 1"
+        services.wait_for(lambda: coordinator.poll() or services.rows(database_url, older), "the row")
+        watched = coordinator._sender._queues[queue.name]
+        unserved: list[Unserved] = []
+
+        def wait_until(condition: Callable[[], object], what: str) -> None:
+            def look() -> object:
+                unserved.extend(notice for notice in coordinator.wait(0.1) if isinstance(notice, Unserved))
+                return condition()
+
+            services.wait_for(look, what)
+
+        wait_until(lambda: proxy.counts()["GetQueueAttributes"] >= 2 and not watched.looking, "looks that find nobody")
+        assert not unserved
+        store = IdempotencyStore(loop, database_url)
+        store.register_worker("w", "worker", "h", 1, "b", [queue.name], 1).result()
+        assert watched.unserved_since is not None
+        watched.unserved_since -= 7200
+        wait_until(lambda: watched.unserved_since is None, "a look that finds the worker")
+        store.remove_worker("w").result()
+        wait_until(lambda: watched.unserved_since is not None, "a look that finds nobody")
+        assert not unserved and coordinator.in_flight == 1
+        watched.unserved_since -= 7200
+        wait_until(lambda: any(notice.attempts for notice in unserved), "the step's end")
 
 
 # ---- messages that vanish --------------------------------------------------------------------------------------------
