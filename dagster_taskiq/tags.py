@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -85,7 +86,7 @@ def step_settings(
     of_run = _converted("the run", RUN_PRIORITY_TAG, _get(run_tags, RUN_PRIORITY_TAG), int, None)
     priority += whole_or_zero(run_tags.get(DAGSTER_PRIORITY_TAG)) if of_run is None else of_run
     limit = own(TIME_LIMIT_TAG, float, None)
-    if limit is not None and not 0 < limit < float("inf"):
+    if limit is not None and limit <= 0:
         raise ConfigError(f"step {step_key!r}: tag {TIME_LIMIT_TAG} must be more than 0 seconds, not {limit:g}.")
     memory = own(MEMORY_LIMIT_TAG, int, None)
     if memory is not None and memory <= 0:
@@ -136,8 +137,12 @@ def _converted(whose: str, tag: str, text: str | None, convert: Callable[[str], 
     if text is None:
         return default
     try:
-        return convert(text)
-    except ValueError:
+        value = convert(text)
+        # nan and inf are numbers to float().
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
+    except (ValueError, OverflowError):
         kind = "a whole number" if convert is int else "a number"
         raise ConfigError(f"{whose}: tag {tag} must be {kind}, not {text!r}.") from None
 
