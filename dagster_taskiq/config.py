@@ -88,6 +88,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        self._check_keys()
+        self._check_lists()
         slack = self.lease_ttl - self.margin
         needed = MISSED_HEARTBEATS * self.heartbeat_interval + WORST_RENEWAL
         if slack <= needed:
@@ -103,6 +105,11 @@ class Settings:
             )
 
     def _check_ranges(self) -> None:
+        for name in sorted(REAL):
+            value = getattr(self, name)
+            # Comparisons with nan are all false, so that it would pass each of the others.
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{name} must be a number, not {value:g}.")
         for name in ("lease_ttl", "heartbeat_interval", "backoff_base", "backoff_cap", "load_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name):g}.")
@@ -120,16 +127,58 @@ class Settings:
             )
         if not self.queue:
             raise ConfigError("queue must have a name.")
+        if not isinstance(self.reuse_connections, bool):
+            raise ConfigError(f"reuse_connections must be true or false, not {self.reuse_connections!r}.")
+        if self.retention is not None and self.retention < MIN_RETENTION:
+            raise ConfigError(f"retention must be at least {MIN_RETENTION:g} s, or null, not {self.retention:g}.")
+
+    def _check_keys(self) -> None:
+        """No message shows a key."""
+        if self.signing_key == "":
+            # Without a word, signatures would no longer be checked.
+            raise ConfigError(
+                f"signing_key ({ENVIRONMENT['signing_key']}) is empty. Give the key, or leave the setting out for"
+                " messages without signatures."
+            )
+        for key in self.previous_signing_keys:
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"previous_signing_keys must be a list of texts, and one is of type {type(key).__name__};"
+                    " in YAML, put it in quotes."
+                )
+            if not key:
+                raise ConfigError("previous_signing_keys has an empty key.")
+        if self.previous_signing_keys and not self.signing_key:
+            raise ConfigError("previous_signing_keys needs a signing_key.")
+
+    def _check_lists(self) -> None:
+        for location in self.code_locations:
+            # Runs without a code location have the name "".
+            if not isinstance(location, str):
+                raise ConfigError(
+                    f"code_locations must be a list of names, not {location!r}; in YAML, put it in quotes."
+                )
         for band in self.priority_queues:
-            target, priority = (band.get("queue"), band.get("priority")) if isinstance(band, Mapping) else (None, None)
-            if not (target and isinstance(target, str) and isinstance(priority, int)) or isinstance(priority, bool):
+            if not (
+                isinstance(band, Mapping)
+                and set(band) == {"queue", "priority"}
+                and (band["queue"] and isinstance(band["queue"], str))
+                and _is_whole(band["priority"])
+            ):
                 raise ConfigError(
                     f"priority_queues must be a list of {{queue, priority}}, whole numbers; not {band!r}."
                 )
-        if self.previous_signing_keys and not self.signing_key:
-            raise ConfigError("previous_signing_keys needs a signing_key.")
-        if self.retention is not None and self.retention < MIN_RETENTION:
-            raise ConfigError(f"retention must be at least {MIN_RETENTION:g} s, or null, not {self.retention:g}.")
+        for limit in self.tag_concurrency_limits:
+            if not (
+                isinstance(limit, Mapping)
+                and {"key", "limit"} <= set(limit) <= {"key", "value", "limit"}
+                and (limit["key"] and isinstance(limit["key"], str))
+                and _is_whole(limit["limit"])
+            ):
+                raise ConfigError(
+                    "tag_concurrency_limits must be a list of {key, limit} or {key, value, limit}, limit a whole"
+                    f" number; not {limit!r}."
+                )
 
     @property
     def margin(self) -> float:
@@ -146,7 +195,10 @@ class Settings:
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}. Known are: {', '.join(sorted(known))}.")
         values: dict[str, Any] = {
-            name: environ[variable] for name, variable in ENVIRONMENT.items() if environ.get(variable)
+            name: environ[variable]
+            for name, variable in ENVIRONMENT.items()
+            # An empty variable is as good as none, but an empty key is refused.
+            if environ.get(variable) or (name == "signing_key" and variable in environ)
         }
         values.update((name, config[name]) for name in own if config.get(name) is not None)
         for name in NULLABLE & set(config):
@@ -185,6 +237,7 @@ WORKER_ONLY: Final = ("previous_signing_keys", "code_locations", "load_timeout",
 
 TEXTS: Final = frozenset({"queue", "queue_url", "region", "endpoint_url", "database_url", "signing_key"})
 LISTS: Final = ("tag_concurrency_limits", "priority_queues", "previous_signing_keys", "code_locations")
+TEXT_LISTS: Final = frozenset({"previous_signing_keys", "code_locations"})
 WHOLE: Final = frozenset({"max_concurrent", "visibility_timeout", "worker_loss_retries"})
 REAL: Final = frozenset(
     {
@@ -199,11 +252,18 @@ NULLABLE: Final = frozenset({"no_worker_warning", "retention"})
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     """Of text: its parts between commas, as the environment has lists."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, str) and name in TEXT_LISTS:
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if name == "code_locations" and not parts:
+            raise ConfigError(f"{name} is empty. Name code locations, or leave the setting out for all of them.")
+        return parts
     if not isinstance(value, (list, tuple, type(None))):
-        raise ConfigError(f"{name} must be a list.")
+        raise ConfigError(f"{name} must be a list, not {type(value).__name__}.")
     return tuple(value or ())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _converted(name: str, value: Any) -> Any:

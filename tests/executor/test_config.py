@@ -58,7 +58,14 @@ def test_backoff_and_an_explicit_null() -> None:
         ({"backoff": {"bas": 10}}, ["backoff.bas"]),
         ({"quue": "x"}, ["quue", "queue"]),
         ({"priority_queues": [{"queue": "high"}]}, ["priority_queues", "high"]),
-        ({"priority_queues": "high"}, ["priority_queues", "high"]),
+        ({"priority_queues": [{"queue": "high", "priority": 1, "slots": 2}]}, ["priority_queues", "slots"]),
+        ({"priority_queues": [{"queue": "high", "priority": True}]}, ["priority_queues", "True"]),
+        ({"priority_queues": "high"}, ["priority_queues", "list"]),
+        ({"tag_concurrency_limits": "abc"}, ["tag_concurrency_limits", "list"]),
+        ({"tag_concurrency_limits": ["abc"]}, ["tag_concurrency_limits", "abc"]),
+        ({"tag_concurrency_limits": [{"key": "a", "limit": "2"}]}, ["tag_concurrency_limits", "'2'"]),
+        ({"tag_concurrency_limits": [{"key": "a", "limit": 2, "max": 3}]}, ["tag_concurrency_limits", "max"]),
+        ({"reuse_connections": "false"}, ["reuse_connections", "false"]),
         ({"lease_ttl": "soon"}, ["lease_ttl", "soon"]),
         ({"lease_ttl": float("nan")}, ["lease_ttl", "nan"]),
         ({"lease_ttl": float("inf")}, ["lease_ttl", "inf"]),
@@ -71,7 +78,13 @@ def test_backoff_and_an_explicit_null() -> None:
         ({"queue": ""}, ["queue"]),
         ({"max_concurrent": 0}, ["max_concurrent"]),
         ({"previous_signing_keys": ["old"]}, ["previous_signing_keys", "signing_key"]),
+        ({"signing_key": ""}, ["signing_key", "empty"]),
+        ({"signing_key": "new", "previous_signing_keys": [123]}, ["previous_signing_keys", "quotes"]),
+        ({"signing_key": "new", "previous_signing_keys": ["old", ""]}, ["previous_signing_keys", "empty"]),
         ({"code_locations": 3}, ["code_locations"]),
+        ({"code_locations": [1]}, ["code_locations", "1"]),
+        ({"code_locations": ""}, ["code_locations", "empty"]),
+        ({"code_locations": " , "}, ["code_locations", "empty"]),
         ({"load_timeout": 0}, ["load_timeout"]),
         ({"retention": 60}, ["retention", "7200"]),
     ],
@@ -80,6 +93,28 @@ def test_what_cannot_work_is_refused_by_name(config: dict[str, object], words: l
     with pytest.raises(ConfigError) as caught:
         Settings.from_config(config, environ={})
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_key_from_an_empty_variable_is_refused(tmp_path: Path) -> None:
+    """Else a worker would take every message, and nobody would know."""
+    with pytest.raises(ConfigError, match="DAGSTER_TASKIQ_SIGNING_KEY"):
+        Settings.from_config({}, environ={"DAGSTER_TASKIQ_SIGNING_KEY": ""})
+    path = tmp_path / "worker.yaml"
+    path.write_text("execution: {config: {signing_key: {env: KEY}}}")
+    with pytest.raises(ConfigError, match="signing_key"):
+        Settings.from_config(load_yaml(path, environ={"KEY": ""}), environ={})
+
+
+def test_keys_are_not_shown_where_they_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_config({"signing_key": "new", "previous_signing_keys": [12345]}, environ={})
+    assert "12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_times_are_finite_however_they_are_given(value: float) -> None:
+    with pytest.raises(ConfigError, match="lease_ttl"):
+        Settings(lease_ttl=value)
 
 
 def test_yaml_with_environment_variables(tmp_path: Path) -> None:
