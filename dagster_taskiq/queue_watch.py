@@ -123,6 +123,7 @@ class QueueWatch:
         ]
 
         def counted(answer: dict[str, Any]) -> None:
+            queue.missing_since = None
             attributes = answer.get("Attributes", {})
             waiting, hidden, delayed = (int(attributes.get(name, 0)) for name in names)
             undelivered = waiting + delayed + max(0, hidden - depth.claimed)
