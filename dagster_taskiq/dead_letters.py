@@ -20,7 +20,7 @@ class DeadLetters:
     def __init__(self, broker: SQSBroker, worker: str) -> None:
         self._broker = broker
         self._worker = worker
-        self._urls: dict[str, str | None] = {}
+        self._urls: dict[str, str] = {}
 
     async def send(self, delivery: Delivery, reason: str, detail: str) -> bool:
         """Send a copy of the message there.  False: there is no such queue, or it does not take it."""
@@ -53,10 +53,13 @@ class DeadLetters:
         return True
 
     async def _url(self, queue_url: str) -> str | None:
-        if queue_url not in self._urls:
+        url = self._urls.get(queue_url)
+        if url is None:
             try:
-                self._urls[queue_url] = await sqs.redrive_target(self._broker.client, queue_url)
+                url = await sqs.redrive_target(self._broker.client, queue_url)
             except CoreError as error:
                 logger.warning("the dead-letter queue of %s is not known: %s", queue_url, error)
-                return None
-        return self._urls[queue_url]
+            # That there is none is asked each time: it may be made while the worker runs.
+            if url is not None:
+                self._urls[queue_url] = url
+        return url

@@ -79,6 +79,18 @@ def test_what_cannot_be_understood_goes_to_the_dead_letter_queue(stage: Any, sta
     assert "the key" not in worker.output
 
 
+def test_a_dead_letter_queue_that_is_made_later_is_found(stage: Any, start_worker: Any) -> None:
+    policy = stage.queue.call("GetQueueAttributes", AttributeNames=["RedrivePolicy"])["Attributes"]
+    stage.queue.call("SetQueueAttributes", Attributes={"RedrivePolicy": ""})
+    worker = start_worker()
+    stage.post("no JSON at all")
+    worker.wait_for_log("has no dead-letter queue")
+    stage.queue.call("SetQueueAttributes", Attributes=policy)
+    stage.post("no JSON either")
+    (message,) = reasons(stage.queue, 1).values()
+    assert message["Body"] == "no JSON either"
+
+
 def test_a_signed_step_runs(stage: Any, start_worker: Any) -> None:
     start_worker(env={"DAGSTER_TASKIQ_SIGNING_KEY": "the key"})
     stage.enqueue("quick")
