@@ -377,6 +377,10 @@ class IdempotencyStore:
         """Rows of all active runs on a queue."""
         return self._run("queue_depth", _one(QueueDepth), queue)
 
+    def live_queues(self) -> _core.Operation[list[str]]:
+        """Queues on which active runs have rows, whether or not a worker has ever served them."""
+        return self._run("live_queues", _column)
+
     def cancel_queued(
         self, run_id: str, run_generation: int, keys: Iterable[StepKey] | None = None
     ) -> _core.Operation[list[StepKey]]:

@@ -61,7 +61,8 @@ def status(config_yaml: Path | None, database_url: str | None, as_json: bool) ->
     settings = load_settings(config_yaml, database_url=database_url)
     with open_store(resolve_database_url(settings)) as store:
         workers = store.list_workers().result(STATEMENT_TIMEOUT)
-        names = sorted({settings.queue, *(name for worker in workers for name in worker.queues)})
+        live = store.live_queues().result(STATEMENT_TIMEOUT)
+        names = sorted({settings.queue, *live, *(name for worker in workers for name in worker.queues)})
         depths = {name: store.queue_depth(name).result(STATEMENT_TIMEOUT) for name in names}
     if as_json:
         document = {

@@ -250,6 +250,11 @@ static const struct dtq_statement statements[] = {
      "FROM dagster_taskiq_steps s JOIN dagster_taskiq_runs r ON r.run_id = s.run_id AND r.state = 'active' "
      "AND r.lease > now() WHERE s.queue = $1::text AND s.state IN ('queued', 'claimed')"},
 
+    /* -> queues with rows that queue_depth counts */
+    {"live_queues", "", "t",
+     "SELECT DISTINCT s.queue FROM dagster_taskiq_steps s JOIN dagster_taskiq_runs r ON r.run_id = s.run_id "
+     "AND r.state = 'active' AND r.lease > now() WHERE s.state IN ('queued', 'claimed') ORDER BY s.queue"},
+
     /* run_id, generation, step keys or null, attempts */
     {"cancel_queued", "tiTI", "ti",
      "WITH " MY_RUN ", picked AS (SELECT " KEY_ORDER("s") " FROM dagster_taskiq_steps s "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -17,8 +18,10 @@ import pytest
 import services
 from click.testing import CliRunner
 
+from dagster_taskiq._core import Loop
 from dagster_taskiq.cli import main
 from dagster_taskiq.dev.sqs import call
+from dagster_taskiq.store import IdempotencyStore
 
 COMMAND = [sys.executable, "-m", "dagster_taskiq.cli"]
 
@@ -163,6 +166,19 @@ def test_status_and_list(
         assert worker.name in table
     assert worker.stop() == 0
     assert json.loads(run("status", "--json", "--database-url", database_url))["workers"] == []
+
+
+def test_status_names_queues_that_no_worker_has_ever_served(database_url: str) -> None:
+    run("db", "migrate", "--database-url", database_url)
+    with closing(Loop()) as loop:
+        store = IdempotencyStore(loop, database_url)
+        generation = store.begin_run("a-run", "nonce", 3600.0).result().generation
+        store.enqueue("a-run", generation, [("step", 1, "misspelt")]).result()
+    entries = json.loads(run("status", "--json", "--database-url", database_url))["queues"]
+    assert {entry["queue"]: (entry["queued"], entry["workers"]) for entry in entries} == {
+        "dagster": (0, 0),
+        "misspelt": (1, 0),
+    }
 
 
 @pytest.mark.timeout(300)

@@ -233,8 +233,10 @@ def test_queue_depth(run: Run) -> None:
     depth = run.store.queue_depth(run.queue).result()
     assert (depth.queued, depth.claimed, depth.workers) == (2, 1, 1)
     assert depth.oldest_queued_age is not None and depth.oldest_queued_age >= 0
+    assert run.queue in run.store.live_queues().result()
     run.store.cancel_run(run.id).result()
     assert run.store.queue_depth(run.queue).result().queued == 0
+    assert run.queue not in run.store.live_queues().result()
 
 
 # ---- claim -----------------------------------------------------------------------------------------------------------
