@@ -218,16 +218,7 @@ class EmbeddedPostgres:
     def _run(self, binaries: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(binaries / program), *arguments]
         environment = {**os.environ, "LC_ALL": "C"}
-        if self._user is None:
-            return subprocess.run(
-                command,
-                cwd="/",
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+        user = self._user
         return subprocess.run(
             command,
             cwd="/",
@@ -236,9 +227,9 @@ class EmbeddedPostgres:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            user=self._user.pw_uid,
-            group=self._user.pw_gid,
-            extra_groups=[],
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
         )
 
     def _version_of(self, binaries: Path) -> str:
