@@ -7,11 +7,9 @@ objects that Dagster hands to an executor.  Each entry says why it is needed and
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import json
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -90,12 +88,6 @@ def error_info(message: str, cls_name: str | None = None, stack: Sequence[str] =
         {"__class__": "SerializableErrorInfo", "message": "", "stack": [], "cls_name": None, "cause": None}
     )
     return _class_of(wire, "SerializableErrorInfo")(message=message, stack=list(stack), cls_name=cls_name)
-
-
-def error_info_of(error: BaseException) -> Any:
-    """The same for a Python exception, with its traceback."""
-    message = "".join(traceback.format_exception_only(type(error), error))
-    return error_info(message, type(error).__name__, traceback.format_tb(error.__traceback__))
 
 
 def engine_event_data(metadata: Mapping[str, Any] | None = None, error: Any = None) -> Any:
@@ -628,18 +620,11 @@ def remember_columns(instance: DagsterInstance) -> None:
         storage.has_run_stats_index_cols = lambda: True
 
 
-def uses_local_event_log(instance: DagsterInstance) -> bool:
-    """Whether the event log is a file: then nothing of a dead process can still be under way to it."""
-    return "sqlite" in type(instance.event_log_storage).__module__
-
-
 def code_location_of(run: DagsterRun) -> str:
     """The name of the run's code location; "" for a run that was not launched through one.
 
-    Why: workers serve code locations.  An attribute of the public ``DagsterRun``; named external_job_origin before
-    1.11."""
-    origin = getattr(run, "remote_job_origin", None) or getattr(run, "external_job_origin", None)
-    return getattr(origin, "location_name", None) or ""
+    Why: workers serve code locations.  An attribute of the public ``DagsterRun``."""
+    return getattr(run.remote_job_origin, "location_name", None) or ""
 
 
 def job_origin_of(plan_context: Any) -> str:
@@ -658,13 +643,3 @@ def run_worker_health(status: str, message: str, worker_id: str) -> Any:
         raise DagsterSeamError("the result of check_run_worker_health cannot be had in this version")
     worker_status = deserialize_value(json.dumps({"__enum__": f"WorkerStatus.{status}"}))
     return health(worker_status, message, transient=False, run_worker_id=worker_id)
-
-
-def console_script() -> importlib.metadata.EntryPoint:
-    """The entry point of the ``dagster`` command, which runs one step with ``api execute_step``.
-
-    Why: the one public way into running a single step.  Would be replaced by: a function for it."""
-    for entry in importlib.metadata.distribution("dagster").entry_points:
-        if entry.group == "console_scripts" and entry.name == "dagster":
-            return entry
-    raise DagsterSeamError("the distribution dagster has no console script named dagster any more")

@@ -232,9 +232,6 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 EXECUTOR_ONLY: Final = ("retries", "step_dependency_config")
 """Entries of the block that only the executor reads, as Dagster's own executors define them."""
 
-WORKER_ONLY: Final = ("previous_signing_keys", "code_locations", "load_timeout", "retention")
-"""Settings that only workers read; a run's config has no place for them."""
-
 TEXTS: Final = frozenset({"queue", "queue_url", "region", "endpoint_url", "database_url", "signing_key"})
 LISTS: Final = ("tag_concurrency_limits", "priority_queues", "previous_signing_keys", "code_locations")
 TEXT_LISTS: Final = frozenset({"previous_signing_keys", "code_locations"})
