@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import os
+from pathlib import Path
 from typing import Any
 
 import bridging_jobs
@@ -14,6 +17,16 @@ from executor_bench import Bench, telling
 
 from dagster_taskiq import StepBridge, StepOutcome
 from dagster_taskiq.errors import DagsterTaskiqError
+
+DOCUMENTED_JOB = """
+import executor_jobs as jobs
+from dagster import job
+
+
+@job(executor_def=one_after_the_other)
+def chain():
+    jobs.plus_one(jobs.one())
+"""
 
 
 def run(bench: Bench, job: Any, monkeypatch: pytest.MonkeyPatch, run_step: Any) -> JobExecutionResult:
@@ -42,6 +55,18 @@ def test_another_executor_runs_a_job(bench: Bench, monkeypatch: pytest.MonkeyPat
         assert telling(bench.logged(result.run_id)[outcome.step_key]) == telling(
             [event.event_type_value for event in outcome.events]
         )
+
+
+def test_the_documented_executor_runs_a_job(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/bridging.md").read_text()
+    (tmp_path / "documented.py").write_text(text.partition("```python")[2].partition("```")[0] + DOCUMENTED_JOB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    documented = importlib.import_module("documented")
+    bench.worker()
+    result = execute_job(reconstructable(documented.chain), bench.instance, run_config=bench.config())
+    assert result.success, bench.messages(result.run_id)
+    assert bench.rows(result.run_id) == [("one", 1, "succeeded"), ("plus_one", 1, "succeeded")]
 
 
 def test_an_attempt_is_cancelled_the_next_is_lost_and_a_third_succeeds(
