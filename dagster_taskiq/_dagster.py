@@ -1,9 +1,12 @@
-"""The one seam to Dagster.
+"""The seam to Dagster.
 
-Everything the package needs from Dagster that Dagster does not export is obtained here, without importing a private
-module: classes through ``type(deserialize_value(...))`` of their documented wire form, the rest through attributes of
-objects that Dagster hands to an executor.  Each entry says why it is needed and which public API would replace it;
-``tests/executor/test_seam.py`` has a test for each."""
+What the package needs from Dagster that Dagster does not export is obtained here, without importing a private module:
+classes through ``type(deserialize_value(...))`` of their documented wire form, the rest through attributes of objects
+that Dagster hands to an executor.  Each entry says why it is needed and which public API would replace it;
+``tests/executor/test_seam.py`` has a test for each.
+
+Elsewhere is what makes steps cheaper and is done without where Dagster has changed: ``warm_jobs``, ``compute_logs``
+and ``step_process.hand_over`` (``docs/internals/dagster-seam.md``)."""
 
 from __future__ import annotations
 
