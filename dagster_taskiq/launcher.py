@@ -190,6 +190,11 @@ class TaskIQRunLauncher(DefaultRunLauncher):
             self._instance.report_run_canceled(run, "No run worker was alive.")
         else:
             self._wait_until_stopped(newest)
+            return True
+        # Its run worker may have come to its end since the run was read.
+        run = self._instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            self._instance.report_run_canceled(run, "No run worker was alive.")
         return True
 
     def _wait_until_stopped(self, row: StepRow) -> None:

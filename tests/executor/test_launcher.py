@@ -204,6 +204,25 @@ def test_termination_stops_the_run_worker_and_its_steps(launching: Launching) ->
     assert not launching.launcher.terminate(run.run_id)
 
 
+def test_a_run_that_ends_while_it_is_terminated_stays_as_it_ended(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launching.worker()
+    run = launching.launch("waiting_in_the_run_worker")
+    launching.bench.wait_for_notes("waits")
+    instance = launching.bench.instance
+    report = instance.report_run_canceling
+
+    def report_and_see_it_end(canceling: DagsterRun) -> None:
+        report(canceling)
+        launching.bench.let_go()
+        launching.wait_for_run_worker(run, 1, "succeeded")
+
+    monkeypatch.setattr(instance, "report_run_canceling", report_and_see_it_end)
+    assert launching.launcher.terminate(run.run_id)
+    assert launching.bench.status(run) == DagsterRunStatus.SUCCESS.value
+
+
 def test_a_run_that_is_terminated_in_the_queue_never_starts(launching: Launching) -> None:
     run = launching.launch("single")
     assert launching.launcher.terminate(run.run_id)
