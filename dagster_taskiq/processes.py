@@ -126,23 +126,11 @@ class WarmParentHandle:
         """Exec it and have it import.  ``kept``: returns the line by which another worker can adopt it.  ``watch``:
         it tells which files it has imported.  Raises ``WarmParentError`` when it dies of that, or takes too long.
         """
-        with contextlib.ExitStack() as stack:
-            ours, theirs = socket.socketpair()
-            stack.enter_context(theirs)
-            passed = [theirs.fileno(), self._board.fileno()]
-            line: socket.socket | None = None
-            options = ["--control", str(theirs.fileno()), "--board", str(self._board.fileno())]
-            if kept:
-                line, its_end = socket.socketpair()
-                stack.enter_context(its_end)
-                passed.append(its_end.fileno())
-                options += ["--keeper", str(its_end.fileno())]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "dagster_taskiq.warm_parent", *options, "--worker", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=passed,
-                start_new_session=True,
-            )
+        try:
+            process, ours, line = self._exec(kept)
+        except OSError as error:
+            raise WarmParentError(f"no warm parent could be started: {error}") from error
+        self._process = process
         self._listen(ours)
         try:
             await self._send(
@@ -157,7 +145,7 @@ class WarmParentHandle:
             )
             await asyncio.wait_for(asyncio.shield(self._ready), load_timeout)
         except asyncio.TimeoutError:
-            self._process.kill()
+            process.kill()
             _close(line)
             raise WarmParentError(
                 f"the code location was not imported within {load_timeout:g} s: raise load_timeout, or find what"
@@ -167,6 +155,26 @@ class WarmParentHandle:
             _close(line)
             raise
         return line
+
+    def _exec(self, kept: bool) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket | None]:
+        """Its process, and our ends of the control socket and of the line."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            control, its_control = _socket_pair(ours, theirs)
+            passed = [its_control.fileno(), self._board.fileno()]
+            options = ["--control", str(its_control.fileno()), "--board", str(self._board.fileno())]
+            line: socket.socket | None = None
+            if kept:
+                line, its_line = _socket_pair(ours, theirs)
+                passed.append(its_line.fileno())
+                options += ["--keeper", str(its_line.fileno())]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dagster_taskiq.warm_parent", *options, "--worker", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=passed,
+                start_new_session=True,
+            )
+            ours.pop_all()
+        return process, control, line
 
     async def adopt(self, kept: Kept) -> None:
         """Take over one that has imported for a worker that is dead.  Raises ``WarmParentError``."""
@@ -199,7 +207,10 @@ class WarmParentHandle:
         return await self._start_step()
 
     async def _start_step(self) -> StepProcess:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise WarmParentError(f"no step process could be made: {error}") from error
         ours.setblocking(False)
         self._made += 1
         step = StepProcess(self, self._made, ours)
@@ -552,6 +563,11 @@ class WarmParents:
             self._leaving = {one for one in self._leaving if not one.idle} | {parent}
         else:
             await parent.close()
+
+
+def _socket_pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    our_end, their_end = socket.socketpair()
+    return ours.enter_context(our_end), theirs.enter_context(their_end)
 
 
 def _close(line: socket.socket | None) -> None:
