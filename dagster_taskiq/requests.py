@@ -61,14 +61,24 @@ class Requests:
         if self._wake_fd is not None and any(descriptor == self._wake_fd for descriptor, _ in ready):
             os.read(self._wake_fd, 4096)
             self.woken = True
-        for item in self._loop.drain():
-            if isinstance(item, Event):
-                self._event(item)
-            elif (call := self._operations.pop(item, None)) is not None:
-                call(item)
+        self._deliver(self._loop.drain())
         now = time.monotonic()
         while self._timers and self._timers[0].due <= now:
             heapq.heappop(self._timers).call()
+
+    def _deliver(self, items: list[Event | Operation[Any]]) -> None:
+        """All of them, for the core tells each once; then raise what the first of them raised."""
+        first: BaseException | None = None
+        for item in items:
+            try:
+                if isinstance(item, Event):
+                    self._event(item)
+                elif (call := self._operations.pop(item, None)) is not None:
+                    call(item)
+            except BaseException as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def pause(self, deadline: float | None) -> float | None:
         moments = [moment for moment in (deadline, self._timers[0].due if self._timers else None) if moment is not None]
