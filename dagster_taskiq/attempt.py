@@ -497,4 +497,6 @@ class Attempt:
                 return doing.result()
             return doing.result()
         finally:
+            # Of a worker that was cancelled, neither is done.
+            doing.cancel()
             waiting.cancel()

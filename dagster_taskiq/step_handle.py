@@ -92,8 +92,10 @@ class StepProcess:
         """Until it has run its attempt, and nothing is left to it but to end (True); or is dead without that."""
         ended = asyncio.ensure_future(self._has_ended.wait())
         either: set[asyncio.Future[Any]] = {ended, self._exited}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
         return self.has_ended
 
     async def wait(self) -> Exit:

@@ -206,6 +206,18 @@ class SQSTaskIQWorker:
             await self._check_queues()
             for channel in (worker_channel(self.identity), self._host_channel):
                 await self.store.listen(channel)
+            await self._work()
+        finally:
+            await self.fellows.close()
+            await self.parents.close()
+            unsubscribe()
+            logger.info("worker %s has ended", self.name, extra=fields(worker=self.identity))
+
+    async def _work(self) -> None:
+        """From the worker's row to its removal."""
+        serving: list[asyncio.Task[None]] = []
+        others: list[asyncio.Task[Any]] = []
+        try:
             await self._register()
             await self.fellows.look()
             logger.info(
@@ -215,32 +227,33 @@ class SQSTaskIQWorker:
                 self.slots,
                 extra=fields(worker=self.identity),
             )
-            beating = asyncio.create_task(self._beat())
-            tidying = asyncio.create_task(self._tidy())
-            serving = [asyncio.create_task(self._serve(place, queue)) for place, queue in enumerate(self.queues)]
-            stopping = asyncio.create_task(self._stopping.wait())
-            # None of the others ends by itself, unless something is wrong with it.
-            await asyncio.wait([stopping, beating, tidying, *serving], return_when=asyncio.FIRST_COMPLETED)
-            self._stopping.set()
-            await self._drain()
-            # Long polls that are still out: an abandoned one would hide the next message.
-            await self._until_done(serving, LONG_POLL + 10)
-            await self._until_done(self._handling, 10)
-            await self._until_done(self._background, 5)
-            if self._hurrying.is_set():
-                self.broker.abandon_polls()
-            for task in (*serving, beating, tidying):
-                task.cancel()
-            results = await asyncio.gather(*serving, beating, tidying, return_exceptions=True)
-            await self._unregister()
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
+            serving += [asyncio.create_task(self._serve(place, queue)) for place, queue in enumerate(self.queues)]
+            others += [asyncio.create_task(each) for each in (self._beat(), self._tidy(), self._stopping.wait())]
+            # Only the last of them ends by itself, unless something is wrong with another.
+            await asyncio.wait([*serving, *others], return_when=asyncio.FIRST_COMPLETED)
+            await self._finish(serving)
+        except asyncio.CancelledError:
+            self._hurrying.set()
+            await self._finish(serving)
+            raise
         finally:
-            await self.fellows.close()
-            await self.parents.close()
-            unsubscribe()
-            logger.info("worker %s has ended", self.name, extra=fields(worker=self.identity))
+            results = await _end([*serving, *others])
+            await self._unregister()
+            await _end([*self._handling, *self._background])
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _finish(self, serving: Collection[asyncio.Task[None]]) -> None:
+        """Drain, and wait for what is still out."""
+        self._stopping.set()
+        await self._drain()
+        # Long polls that are still out: an abandoned one would hide the next message.
+        await self._until_done(serving, LONG_POLL + 10)
+        await self._until_done(self._handling, 10)
+        await self._until_done(self._background, 5)
+        if self._hurrying.is_set():
+            self.broker.abandon_polls()
 
     def stop(self) -> None:
         """Drain: receive no more, hand back what has not started, let running steps end for up to ``drain_timeout``.  A
@@ -639,6 +652,13 @@ class SQSTaskIQWorker:
             logger.warning(
                 "the worker's row stays until its heartbeat is old: %s", error, extra=fields(worker=self.identity)
             )
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
+    """Cancel what is not done; the results, or what was raised."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _delivery(queue: str, url: str, message: Mapping[str, Any], received_ns: int) -> Delivery:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import Any
 
 import pytest
 import services
+
+from dagster_taskiq.config import Settings
+from dagster_taskiq.worker import SQSTaskIQWorker
+
+LONG = 3600.0
 
 
 def test_cancel(stage: Any, start_worker: Any) -> None:
@@ -152,6 +158,30 @@ def test_a_second_signal_does_not_wait(stage: Any, start_worker: Any) -> None:
     stage.wait_for_state("slow", "lost")
     worker.wait(30)
     assert not any(map(services.alive, family))
+
+
+def test_a_worker_that_is_cancelled_leaves_nothing(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside another event loop: what runs is lost at once, as at a second signal."""
+    monkeypatch.setenv("WORKER_TEST_FOLDER", str(stage.folder))
+    worker = SQSTaskIQWorker(Settings(queue=stage.queue.name, database_url=stage.database_url), slots=1)
+
+    async def cancelled() -> set[Any]:
+        before = asyncio.all_tasks()
+        running = asyncio.create_task(worker.run())
+        await asyncio.to_thread(stage.wait_for_note, "start", "slow")
+        running.cancel()
+        await asyncio.wait({running})
+        assert running.cancelled()
+        left = asyncio.all_tasks() - before
+        await worker.broker.shutdown()
+        return left
+
+    stage.send("slow", lease=LONG)
+    assert asyncio.run(cancelled()) == set()
+    row = stage.row("slow")
+    assert row.state == "lost"
+    assert not services.alive(row.pid)
+    assert stage.store.list_workers().result(10) == []
 
 
 def test_the_workers_row(stage: Any, start_worker: Any) -> None:
