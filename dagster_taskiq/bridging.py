@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 from dagster import DagsterEvent, serialize_value
@@ -24,7 +24,7 @@ from dagster import DagsterEvent, serialize_value
 from dagster_taskiq import _dagster, payload, tags
 from dagster_taskiq.config import Settings
 from dagster_taskiq.coordinator import CLEAR_GRACE, RunCoordinator
-from dagster_taskiq.errors import DagsterTaskiqError
+from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 from dagster_taskiq.notices import (
     Cancelling,
     Declined,
@@ -96,7 +96,7 @@ class StepBridge:
 
     def __init__(self, context: Any, settings: SettingsLike = None) -> None:
         self._context = context
-        self._settings = settings if isinstance(settings, Settings) else Settings.from_config(settings or {})
+        self._settings = _settings(settings)
         self._run = context.dagster_run
         self._ready: Future[None] = Future()
         self._waiting: dict[Key, Future[StepOutcome]] = {}
@@ -335,6 +335,7 @@ class _Shared:
     """A bridge of several calls for one run."""
 
     bridge: StepBridge
+    settings: Settings
     opening: asyncio.Task[StepBridge]
     users: int = field(default=0)
 
@@ -346,13 +347,19 @@ async def execute_step(
     step_context: Any, settings: SettingsLike = None, *, known_state: Any = None, attempt: int | None = None
 ) -> StepOutcome:
     """:meth:`StepBridge.execute_step` with a bridge that is opened for it.  Calls for one run that are made on one
-    event loop at the same time share it; where many follow each other, open a :class:`StepBridge`, which costs one
-    connection and not one for each step."""
+    event loop at the same time share it, so they must have the same settings; where many follow each other, open a
+    :class:`StepBridge`, which costs one connection and not one for each step."""
+    wanted = _settings(settings)
     key = (asyncio.get_running_loop(), step_context.dagster_run.run_id)
     shared = _shared.get(key)
     if shared is None:
-        bridge = StepBridge(step_context, settings)
-        shared = _shared[key] = _Shared(bridge, asyncio.ensure_future(bridge.__aenter__()))
+        bridge = StepBridge(step_context, wanted)
+        shared = _shared[key] = _Shared(bridge, wanted, asyncio.ensure_future(bridge.__aenter__()))
+    elif differing := _differing(wanted, shared.settings):
+        raise ConfigError(
+            f"a step of run {key[1]} is under way with other settings ({', '.join(differing)}): give calls of"
+            " execute_step that overlap the same ones"
+        )
     shared.users += 1
     try:
         await asyncio.shield(shared.opening)
@@ -362,6 +369,14 @@ async def execute_step(
         if not shared.users:
             _shared.pop(key, None)
             await _end(shared)
+
+
+def _settings(given: SettingsLike) -> Settings:
+    return given if isinstance(given, Settings) else Settings.from_config(given or {})
+
+
+def _differing(one: Settings, other: Settings) -> list[str]:
+    return [each.name for each in fields(Settings) if getattr(one, each.name) != getattr(other, each.name)]
 
 
 async def _end(shared: _Shared) -> None:

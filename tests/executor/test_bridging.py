@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import bridging_jobs
@@ -15,8 +16,8 @@ from bridging_jobs import BridgingExecutor
 from dagster import JobExecutionResult, execute_job, reconstructable
 from executor_bench import Bench, telling
 
-from dagster_taskiq import StepBridge, StepOutcome
-from dagster_taskiq.errors import DagsterTaskiqError
+from dagster_taskiq import StepBridge, StepOutcome, execute_step
+from dagster_taskiq.errors import ConfigError, DagsterTaskiqError
 
 DOCUMENTED_JOB = """
 import executor_jobs as jobs
@@ -129,3 +130,18 @@ def test_what_is_under_way_when_a_bridge_closes_is_stopped(bench: Bench, monkeyp
     assert run(bench, bridging_jobs.waiting, monkeypatch, run_step).success
     assert [(end.attempt, end.state) for end in ends] == [(1, "cancelled"), (1, "cancelled")]
     assert len(bench.notes("waits")) == 2
+
+
+def test_calls_that_overlap_have_the_same_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.worker()
+
+    async def run_step(executor: BridgingExecutor, context: Any, known_state: Any) -> StepOutcome:
+        first = asyncio.create_task(executor.execute_step(context, known_state=known_state))
+        await asyncio.to_thread(bench.wait_for_notes, "waits")
+        other = replace(executor.settings, signing_key="a s3cret", lease_ttl=60.0)
+        with pytest.raises(ConfigError, match=r"other settings \(lease_ttl, signing_key\)"):
+            await execute_step(context, other, known_state=known_state, attempt=2)
+        bench.let_go()
+        return await first
+
+    assert run(bench, bridging_jobs.waiting, monkeypatch, run_step).success
