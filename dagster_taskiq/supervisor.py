@@ -31,6 +31,13 @@ PAUSE_MAX: Final = 30.0
 """Seconds between two starts at most."""
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Those that ask a worker, or its supervisor, to stop.  SIGHUP: its terminal was closed; not under ``nohup``, which
+    has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+
+
 class Supervisor:
     """Runs ``command`` until it ends by itself; see :meth:`run`.  In the main thread.
 
@@ -51,12 +58,12 @@ class Supervisor:
 
         Started again: what was ended by a signal, or failed after it had run for a while.  Not: what ended with status
         0, what failed at its start (wrong settings will not be right the next time), and anything after SIGTERM or
-        SIGINT, which are passed on.
+        SIGINT, which are passed on, or SIGHUP, which is passed on as SIGTERM.
         """
         for descriptor in (self._wakeup, self._wakeup_writer):
             descriptor.setblocking(False)
         signal.set_wakeup_fd(self._wakeup_writer.fileno())
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for signum in (*stop_signals(), signal.SIGCHLD):
             signal.signal(signum, lambda _signum, _frame: None)
         failures = 0
         while True:
@@ -110,10 +117,10 @@ class Supervisor:
         if self._wakeup.fileno() not in ready:
             return
         for signum in self._wakeup.recv(4096):
-            if signum in (signal.SIGTERM, signal.SIGINT):
+            if signum in stop_signals():
                 self._stopping = True
                 if self._child:
-                    os.kill(self._child, signum)
+                    os.kill(self._child, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
     # ---- warm parents -----------------------------------------------------------------------------------------------
 

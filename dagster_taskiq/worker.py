@@ -40,6 +40,7 @@ from dagster_taskiq.payload import StepTask, unpack
 from dagster_taskiq.processes import WarmParents
 from dagster_taskiq.slots import BATCH, Slots
 from dagster_taskiq.store import PRUNE_BATCH, Claim, IdempotencyStore, host_channel, worker_channel
+from dagster_taskiq.supervisor import stop_signals
 from dagster_taskiq.warm_parent import ISOLATIONS, process_start
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class SQSTaskIQWorker:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def main(self) -> None:
-        """Run until SIGTERM or SIGINT: the first drains, the second stops at once.  Blocks.  Afterwards both are
+        """Run until SIGTERM, SIGINT or SIGHUP: the first drains, the second stops at once.  Blocks.  Afterwards all are
         ignored: a process whose worker has ended is about to end, and its exit status is not that of a late signal.
         """
         asyncio.run(self._main())
@@ -168,7 +169,7 @@ class SQSTaskIQWorker:
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
         running = loop.create_task(self.run())
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = stop_signals()
         for signum in signals:
             loop.add_signal_handler(signum, self.stop)
         try:

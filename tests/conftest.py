@@ -32,6 +32,9 @@ def pytest_configure() -> None:
     has when a test runs a job in this process, and processes that are started later would ignore both."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # Under nohup: ignored here still, and not by what is started.
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,7 @@ def test_a_signal_that_comes_late_is_no_failure(start_worker: Any) -> None:
     assert worker.wait() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_drain_lets_a_step_end(stage: Any, start_worker: Any, number: signal.Signals) -> None:
     worker = start_worker(slots=1)
     stage.send("slow")

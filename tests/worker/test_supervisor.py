@@ -96,15 +96,20 @@ def test_a_worker_that_cannot_start_is_not_started_again(stage: Any, start_worke
     assert supervisor.output.count("there is no queue 'no-such-queue'") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_passed_on(processes: services.Processes, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "passed"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_signals_are_passed_on(
+    processes: services.Processes, tmp_path: Path, number: signal.Signals, passed: signal.Signals
+) -> None:
     """And between two starts they end it."""
     child = "import signal, sys, time; signal.signal(int(sys.argv[1]), lambda *_: sys.exit(3)); print('up', flush=True)"
     code = (
         "import sys; from dagster_taskiq.supervisor import Supervisor;"
         "sys.exit(Supervisor([sys.executable, '-c', *sys.argv[1:]]).run())"
     )
-    supervisor = processes.start("one", [sys.executable, "-c", code, f"{child}; time.sleep(1000)", str(int(number))])
+    supervisor = processes.start("one", [sys.executable, "-c", code, f"{child}; time.sleep(1000)", str(int(passed))])
     supervisor.wait_for_log("up")
     supervisor.send(number)
     assert supervisor.wait() == 3
@@ -113,3 +118,18 @@ def test_signals_are_passed_on(processes: services.Processes, tmp_path: Path, nu
     supervisor.wait_for_log("(signal 9[^$]*){3}")
     supervisor.send(number)
     assert supervisor.wait() in (0, 128 + signal.SIGKILL)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(processes: services.Processes) -> None:
+    """As under ``nohup``."""
+    code = (
+        "import signal, sys; from dagster_taskiq.supervisor import Supervisor;"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+        "sys.exit(Supervisor([sys.executable, '-c', *sys.argv[1:]]).run())"
+    )
+    child = "import signal, time; print('ignored:', signal.getsignal(signal.SIGHUP), flush=True); time.sleep(1000)"
+    supervisor = processes.start("one", [sys.executable, "-c", code, child])
+    supervisor.wait_for_log("ignored: .*SIG_IGN|ignored: 1")
+    supervisor.send(signal.SIGHUP)
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == 128 + signal.SIGTERM
