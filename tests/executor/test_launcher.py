@@ -17,8 +17,10 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from executor_bench import FAST, Bench
 
 from dagster_taskiq import TaskIQRunLauncher
+from dagster_taskiq._core import Loop
 from dagster_taskiq.errors import ConfigError
 from dagster_taskiq.launcher import launch_id
+from dagster_taskiq.sqs import create_queue_pair, make_client
 from dagster_taskiq.tags import RUN_QUEUE_TAG, TASK_ID_TAG
 
 
@@ -134,6 +136,24 @@ def test_a_lost_message_is_sent_again(launching: Launching) -> None:
     assert launching.health(run) == "RUNNING"
     launching.worker()
     launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+
+
+def test_runs_travel_over_a_fifo_queue(launching: Launching, sqs_endpoint: str) -> None:
+    """Where a message is lost, too: its copy is not taken for a doubled one."""
+    loop = Loop()
+    pair = create_queue_pair(make_client(loop, endpoint=sqs_endpoint), "runs.fifo").result(30)
+    loop.close()
+    runs = services.Queue(sqs_endpoint, "runs.fifo", pair.url, pair.dead_url)
+    try:
+        created = launching.bench.create("single", {RUN_QUEUE_TAG: runs.name})
+        launching.launcher.launch_run(launching.context(created))
+        runs.call("PurgeQueue")
+        launching.bench.processes.start_worker([runs.name, launching.bench.queue.name], 2)
+        launching.wait_for_status(created, DagsterRunStatus.SUCCESS)
+        services.wait_for(lambda: runs.counts() == (0, 0), "the end of its messages")
+    finally:
+        for url in (pair.url, pair.dead_url):
+            runs.call("DeleteQueue", QueueUrl=url)
 
 
 def test_a_run_whose_worker_dies_is_resumed(launching: Launching) -> None:
