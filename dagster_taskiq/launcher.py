@@ -64,8 +64,12 @@ def launch_id(run_id: str) -> str:
 
 
 class TaskIQRunLauncher(DefaultRunLauncher):
-    """See the module.  Made by Dagster from dagster.yaml; ``settings`` as executors have them, ``run_queue``: where run
-    workers are sent, unless the run's tag ``dagster-taskiq/run_queue`` names another queue.
+    """See the module.  Made by Dagster from dagster.yaml.  ``run_queue``: where run workers are sent, unless the run's
+    tag ``dagster-taskiq/run_queue`` names another queue.
+
+    ``config``: takes every setting that executors have, so that one block serves for all.  A launcher uses ``region``,
+    ``endpoint_url``, ``database_url``, ``signing_key``, ``backoff``, and for the run worker's claim ``lease_ttl``,
+    ``heartbeat_interval`` and ``visibility_timeout``.  The others are checked and have no effect on it.
 
     Raises ``ConfigError``, ``SqsError`` and ``StoreError``; Dagster then marks the run as failed (launching), or tries
     again later (monitoring)."""
@@ -186,9 +190,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         for one in (launch_id(run_id), run_id):
             store.cancel_run(one).result(TIMEOUT)
         newest = self._newest(run_id)
-        if newest is None or newest.state != "claimed":
-            self._instance.report_run_canceled(run, "No run worker was alive.")
-        else:
+        if newest is not None and newest.state == "claimed":
             self._wait_until_stopped(newest)
             return True
         # Its run worker may have come to its end since the run was read.
