@@ -76,7 +76,7 @@ class SQSTaskIQWorker:
     """A worker.  :meth:`main` runs it as a program; inside another event loop: :meth:`run` and :meth:`stop`.
 
     ``broker``: gives the SQS client; None: one is made from ``settings``.  ``queues``: names or URLs, in order of
-    preference; None: ``settings.queue``.
+    preference; None: ``settings.queue``.  That name stands for ``settings.queue_url`` where this is set.
     ``slots``: steps at a time.  ``name``: shown to people; None: host name and pid.
     ``isolation``: ``auto``, ``fork`` or ``spawn`` (:mod:`dagster_taskiq.warm_parent`).
     ``without``: levers to switch off (:mod:`dagster_taskiq.levers`).
@@ -122,7 +122,8 @@ class SQSTaskIQWorker:
         self.name = name or f"{self.hostname}:{os.getpid()}"
         self.cancel_grace = cancel_grace
         self.drain_timeout = drain_timeout
-        self.queues = list(dict.fromkeys(queues or [settings.queue_url or settings.queue]))
+        named = queues or [settings.queue]
+        self.queues = list(dict.fromkeys((queue == settings.queue and settings.queue_url) or queue for queue in named))
         self._names = {
             queue: [*([settings.queue] if queue == settings.queue_url else []), _queue_name(queue)]
             for queue in self.queues

@@ -125,5 +125,8 @@ def test_a_queue_that_is_given_by_its_url_is_served_by_name(stage: Any, processe
     worker = processes.start_worker([], config=config, env={"DAGSTER_TASKIQ_DATABASE_URL": stage.database_url})
     assert stage.store.queue_depth("steps").result(10).workers == 1
     worker.stop()
+    worker = processes.start_worker(["steps"], config=config, env={"DAGSTER_TASKIQ_DATABASE_URL": stage.database_url})
+    assert stage.store.queue_depth("steps").result(10).workers == 1
+    worker.stop()
     processes.start_worker([stage.queue.url], env={"DAGSTER_TASKIQ_DATABASE_URL": stage.database_url})
     assert stage.store.queue_depth(stage.queue.name).result(10).workers == 1
