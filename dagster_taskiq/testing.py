@@ -21,17 +21,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from dagster import DagsterInstance
 
 from dagster_taskiq.inline import inline_worker
 
 __all__ = ["inline_worker", "taskiq_instance"]
 
+try:
+    import pytest
+except ModuleNotFoundError:
+    # inline_worker() is of use without it.
+    __all__.remove("taskiq_instance")
+else:
 
-@pytest.fixture
-def taskiq_instance(tmp_path: Path) -> Iterator[DagsterInstance]:
-    """A Dagster instance in a folder of the test's own; steps of runs on it are run in this process."""
-    quiet = {"telemetry": {"enabled": False}}
-    with DagsterInstance.local_temp(str(tmp_path), overrides=quiet) as instance, inline_worker():
-        yield instance
+    @pytest.fixture
+    def taskiq_instance(tmp_path: Path) -> Iterator[DagsterInstance]:
+        """A Dagster instance in a folder of the test's own; steps of runs on it are run in this process."""
+        quiet = {"telemetry": {"enabled": False}}
+        with DagsterInstance.local_temp(str(tmp_path), overrides=quiet) as instance, inline_worker():
+            yield instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +91,10 @@ def test_a_tag_that_makes_no_sense_fails_the_run_before_anything_starts(taskiq_i
     ]
     assert "dagster-taskiq/time_limit" in failure.event_specific_data.error.message
     assert types_of(taskiq_instance, result.run_id, "one") == []
+
+
+def test_the_inline_worker_needs_no_pytest() -> None:
+    without = "import sys; sys.modules['pytest'] = None"
+    code = f"{without}; from dagster_taskiq.testing import *; inline_worker().__enter__()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
