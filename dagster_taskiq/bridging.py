@@ -146,6 +146,7 @@ class StepBridge:
         earlier bridge has begun already is not run twice: this waits for its outcome.
 
         A coroutine that is cancelled has the attempt stopped; it does not wait for that."""
+        self._check_open()
         step = step_context.step
         known = step_context.get_known_state() if known_state is None else known_state
         known = _dagster.KnownStates(step_context.plan_data.execution_plan).reduced(known, step, 0)
@@ -180,6 +181,15 @@ class StepBridge:
             raise
         outcome.events.insert(0, starting)
         return outcome
+
+    def _check_open(self) -> None:
+        """Before anything is logged of a step that would not be sent."""
+        if self._error is not None:
+            raise self._error
+        if self._closing:
+            raise DagsterTaskiqError("the step bridge is closed")
+        if not self._ready.done():
+            raise DagsterTaskiqError("the step bridge is not open: execute steps inside `async with StepBridge(...)`")
 
     def _call(self, command: Callable[[RunCoordinator], None]) -> None:
         with self._lock:

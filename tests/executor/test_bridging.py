@@ -122,6 +122,7 @@ def test_what_is_under_way_when_a_bridge_closes_is_stopped(bench: Bench, monkeyp
         ends.append(await call)
         with pytest.raises(DagsterTaskiqError, match="closed"):
             await bridge.execute_step(context, known_state=known_state)
+        assert bench.logged(context.run_id)["waits"].count("STEP_WORKER_STARTING") == 1
         async with StepBridge(context, executor.settings) as bridge:
             ends.append(await bridge.execute_step(context, known_state=known_state))
             bench.let_go()
@@ -130,6 +131,20 @@ def test_what_is_under_way_when_a_bridge_closes_is_stopped(bench: Bench, monkeyp
     assert run(bench, bridging_jobs.waiting, monkeypatch, run_step).success
     assert [(end.attempt, end.state) for end in ends] == [(1, "cancelled"), (1, "cancelled")]
     assert len(bench.notes("waits")) == 2
+
+
+def test_a_bridge_that_is_not_open_logs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.worker()
+
+    async def run_step(executor: BridgingExecutor, context: Any, known_state: Any) -> StepOutcome:
+        bridge = StepBridge(context, executor.settings)
+        with pytest.raises(DagsterTaskiqError, match="inside `async with"):
+            await bridge.execute_step(context, known_state=known_state)
+        assert bench.logged(context.run_id) == {}
+        bench.let_go()
+        return await executor.execute_step(context, known_state=known_state)
+
+    assert run(bench, bridging_jobs.waiting, monkeypatch, run_step).success
 
 
 def test_calls_that_overlap_have_the_same_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
