@@ -5,7 +5,8 @@ sends.  What it does beyond ``AsyncBroker``:
 
 - Long polls are never abandoned: SQS would give the next message to a poll that nobody waits for, and hide it until
   its visibility ends.  At shutdown the outstanding one may finish, and what it brings is handed back.
-- A receive that fails is tried again after a growing, random pause; ``listen`` never raises.
+- A receive that fails is tried again after a growing, random pause; ``listen`` raises nothing but
+  the ``ConfigError`` of a client that cannot be made, as without a region.
 - A message is deleted when TaskIQ acknowledges it.
 
 The client's I/O thread starts with ``startup`` or the first ``kick``, in the process that calls it; nothing starts at
