@@ -103,8 +103,7 @@ class StepProcess:
         result = await asyncio.shield(self._exited)
         if self._reading is not None:
             # What it has sent lies in our socket's queue and is still read.  A grandchild that left the group may hold
-            # the other end open: so end
-            # the stream from here.
+            # the other end open: so end the stream from here.
             self._channel.shutdown(socket.SHUT_RD)
             done, _ = await asyncio.wait({self._reading}, timeout=5)
             if not done:

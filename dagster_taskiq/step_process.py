@@ -280,7 +280,7 @@ def hand_over(instance: Any, run_id: str | None, reporter: Listener, levers: fro
     the events of ``run_id``.
 
     Only this process sees it.  When Dagster has no such function any more, or does not call it, the step runs all the
-    same: the stream then ends with ``complete`` false and the executor reads Dagster's log.
+    same: the last frame's ``events`` are then null, and the executor reads Dagster's log.
     """
     import dagster
 
