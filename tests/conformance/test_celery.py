@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,4 +82,4 @@ def test_a_run_makes_no_queue(
 
 
 def test_version() -> None:
-    assert dagster_taskiq.__version__
+    assert dagster_taskiq.__version__ == importlib.metadata.version("dagster-taskiq")
