@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +91,20 @@ def descendants(pid: int) -> list[int]:
         found += wave
         wave = [child for parent in wave for child in children.get(parent, [])]
     return found
+
+
+def most_at_once(events: Iterable[tuple[str | None, str]]) -> int:
+    """How many steps were under way at once at most, by events in their order (step key, type): sent to a worker, and
+    not ended."""
+    under_way: set[str | None] = set()
+    most = 0
+    for key, kind in events:
+        if kind == "STEP_WORKER_STARTING":
+            under_way.add(key)
+        elif kind in ("STEP_SUCCESS", "STEP_FAILURE"):
+            under_way.discard(key)
+        most = max(most, len(under_way))
+    return most
 
 
 # Processes

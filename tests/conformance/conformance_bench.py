@@ -34,6 +34,8 @@ class Bench:
         self._repositories = type(reconstructable(jobs_basics.basics_single).repository)
         self.yielded: dict[tuple[str, str], dict[str, list[str]]] = {}
         """What the caller of ``execute_job`` was given."""
+        self.order: dict[tuple[str, str], list[tuple[str | None, str]]] = {}
+        """Step and type of the same events, in their order."""
         self._seen: dict[tuple[str, str], Observed] = {}
 
     def job(self, name: str, executor: str) -> Any:
@@ -85,6 +87,7 @@ class Bench:
         if known is None:
             result = self.run(case, executor)
             self.yielded[case.id, executor] = step_events(result.all_events)
+            self.order[case.id, executor] = [(event.step_key, event.event_type_value) for event in result.all_events]
             known = self._seen[case.id, executor] = observe(self.instance, result.run_id)
         return known
 

@@ -1,31 +1,20 @@
 """Limits, priorities, and what a step waits for."""
 
-import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from conformance_case import Case
 from conformance_ops import one, plus_one
-from dagster import DagsterInstance, OpExecutionContext, Out, Output, job, op
-
-
-def _alone(context: OpExecutionContext) -> None:
-    """Fail when another step of this run does this at the same time."""
-    busy = Path(os.environ["DAGSTER_HOME"]) / f"{context.run_id}.busy"
-    os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
-    time.sleep(0.1)
-    busy.unlink()
+from dagster import DagsterInstance, Out, Output, job, op
 
 
 @op(pool="narrow")
-def in_pool(context: OpExecutionContext) -> None:
-    _alone(context)
+def in_pool() -> None:
+    pass
 
 
 @op(tags={"kind": "lonely"})
-def lonely(context: OpExecutionContext) -> None:
-    _alone(context)
+def lonely() -> None:
+    pass
 
 
 @op(pool="narrow")

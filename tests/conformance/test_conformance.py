@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+import services
 from conformance_bench import Bench, load_golden
 from conformance_case import IN_PROCESS, MULTIPROCESS, TASKIQ, THEMES, Case, all_cases, cases
 from conformance_observed import RUN, observe
@@ -22,6 +23,8 @@ ALL = all_cases()
 PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
 
 RUN_BY_MULTIPROCESS = ("basics_chain", "retries_policy", "dynamic_collect", "checks_blocked", "failures_os_exit")
+
+ONE_AT_A_TIME = ("limits_pool", "limits_tag", "limits_max_concurrent")
 
 WITHOUT_SERVERS = (
     "basics_single",
@@ -84,6 +87,12 @@ def test_the_caller_is_given_what_is_logged(bench: Bench, theme: str, case: Case
     }
     yielded = dict(bench.yielded[case.id, TASKIQ])
     assert yielded == {key: kinds for key, kinds in logged.items() if kinds}
+
+
+@chosen([(theme, case) for theme, case in ALL if case.id in ONE_AT_A_TIME])
+def test_limits_keep_steps_apart(bench: Bench, theme: str, case: Case) -> None:
+    bench.observed(case, TASKIQ)
+    assert services.most_at_once(bench.order[case.id, TASKIQ]) == 1
 
 
 @chosen([(theme, case) for theme, case in ALL if case.id in RUN_BY_MULTIPROCESS])

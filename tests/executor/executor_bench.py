@@ -128,6 +128,13 @@ class Bench:
                 events.setdefault(entry.dagster_event.step_key, []).append(entry.dagster_event.event_type_value)
         return events
 
+    def most_at_once(self, run_id: str, prefix: str = "") -> int:
+        """How many of the steps whose keys begin so were under way at once at most."""
+        events = [entry.dagster_event for entry in self.instance.all_logs(run_id) if entry.dagster_event is not None]
+        return services.most_at_once(
+            (event.step_key, event.event_type_value) for event in events if (event.step_key or "").startswith(prefix)
+        )
+
     def messages(self, run_id: str) -> list[str]:
         """Messages of all Dagster events of a run, with those of their errors."""
         texts = []

@@ -287,23 +287,14 @@ def mixed() -> None:
     total([total.alias("collected")(numbers().map(plus_one.alias("mapped")).collect()), waits()])
 
 
-def be_alone(name: str) -> None:
-    """Fail when another step does this under the same name at the same time."""
-    busy = Path(os.environ[SCRATCH]) / f"{name}.busy"
-    os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
-    time.sleep(0.1)
-    busy.unlink()
-    note(name)
-
-
 @op(pool="narrow")
 def in_pool() -> None:
-    be_alone("in_pool")
+    note("in_pool")
 
 
 @op(tags={"kind": "lonely"})
 def lonely() -> None:
-    be_alone("lonely")
+    note("lonely")
 
 
 @job(executor_def=taskiq_executor)

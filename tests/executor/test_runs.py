@@ -129,12 +129,12 @@ def test_a_resource_that_cannot_be_had_fails_the_step_with_its_error(bench: Benc
     ],
 )
 def test_limits_keep_steps_apart(bench: Bench, name: str, note: str, settings: dict[str, object]) -> None:
-    """The steps fail when two of them run at the same time."""
     bench.instance.event_log_storage.set_concurrency_slots("narrow", 1)
     bench.worker(slots=3)
     result = bench.run(name, **settings)
     assert result.success, bench.messages(result.run_id)
     assert len(bench.notes(note)) == 3
+    assert bench.most_at_once(result.run_id) == 1
     assert bench.instance.event_log_storage.get_concurrency_info("narrow").active_slot_count == 0
 
 
