@@ -47,9 +47,10 @@ LEVERS: Final = frozenset(
 
 def all_but(without: Iterable[str]) -> frozenset[str]:
     """The levers that are on.  Raises ``ConfigError`` for a name that none has."""
-    off = frozenset(without)
+    off = frozenset(name for names in without for name in names.replace(",", " ").split())
     if unknown := off - LEVERS:
         raise ConfigError(
-            f"there is no {', '.join(sorted(unknown))} to do without; there are: {', '.join(sorted(LEVERS))}."
+            f"--without (DAGSTER_TASKIQ_WITHOUT): there is no lever {', '.join(sorted(unknown))}; there are:"
+            f" {', '.join(sorted(LEVERS))}."
         )
     return LEVERS - off

@@ -8,6 +8,7 @@ DAGSTER_TASKIQ_TEST_SQS_ENDPOINT.  Servers that the environment names already ar
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ def main() -> int:
     if len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # So that what was started is stopped, and the folder goes.
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     environment = dict(os.environ)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="dtq-test-servers-"))

@@ -41,6 +41,16 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextmanager
+def _told_that_it_stops() -> Iterator[None]:
+    """Before the stack does so, which can take as long as a step."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("Stopping; steps that are running have some seconds to end.")
+        raise
+
+
 @click.command()
 @click.option("-m", "--module", metavar="NAME", help="Module with your Dagster definitions.")
 @click.option(
@@ -85,7 +95,7 @@ def dev(
         refuse_used_port(port)
     target = ["-f", str(python_file.absolute())] if python_file else ["-m", module or EXAMPLE]
     try:
-        with _signals_as_interrupt(), Stack(data_dir, say=_say) as stack:
+        with _signals_as_interrupt(), Stack(data_dir, say=_say) as stack, _told_that_it_stops():
             stack.start_servers()
             stack.start_run_host()
             for number in range(1, workers + 1):
@@ -94,7 +104,7 @@ def dev(
             stack.wait_for_workers()
             stack.wait_for_ui()
             _say(f"logs          {stack.logs}")
-            _say(f"environment   . {stack.folder / 'env'}   (for another terminal)")
+            _say(f"environment   . {stack.folder / 'env'}   (for another terminal; again after each start)")
             click.echo(f"Ready: {stack.ui_url}   Ctrl-C stops everything.")
             stack.watch()
     except KeyboardInterrupt:
@@ -152,8 +162,9 @@ def demo(workers: int, slots: int, as_json: bool, keep: Path | None) -> None:
         click.echo(format_table(headers, rows))
         click.echo()
         word = "succeeded" if result.success else f"ended as {result.status}"
-        where = f"{workers} worker(s) of {slots} slot(s)"
-        click.echo(f"The run {word}: {len(result.steps)} step attempts in {result.seconds:.1f} s on {where}.")
+        ran = sum(step.worker is not None for step in result.steps)
+        where = f"{workers} worker{'s' * (workers > 1)} of {slots} slot{'s' * (slots > 1)}"
+        click.echo(f"The run {word}: {ran} step attempts in {result.seconds:.1f} s on {where}.")
     if keep:
         _say(f"Look at the run: dagster-taskiq dev --data-dir {keep}")
     sys.exit(0 if result.success else 1)

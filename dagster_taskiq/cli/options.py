@@ -97,8 +97,10 @@ def _in_short(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    # Of Dagster's own for a config the text begins with a schema; what is wrong is in these.
+    wrong = [str(one.message) for one in getattr(error, "errors", ()) if hasattr(one, "message")]
     texts = [str(one).strip().splitlines() or [type(one).__name__] for one in dict.fromkeys((error, cause))]
-    return "\n  ".join(lines[0] for lines in texts)
+    return "\n  ".join(wrong or [lines[0] for lines in texts])
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def worker() -> None:
     metavar="LEVER",
     envvar="DAGSTER_TASKIQ_WITHOUT",
     help=f"Switch off one of what makes steps cheap: {', '.join(sorted(LEVERS))}; may be given several times. "
-    "Default: DAGSTER_TASKIQ_WITHOUT, names with spaces between them.",
+    "Default: DAGSTER_TASKIQ_WITHOUT, names with spaces or commas between them.",
 )
 def start(
     queues: tuple[str, ...],

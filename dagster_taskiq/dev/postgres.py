@@ -177,7 +177,7 @@ class EmbeddedPostgres:
             assert self._user
             raise DevServerError(
                 f"the user {self._user.pw_name} can reach neither {wanted} nor {elsewhere}: "
-                "choose another folder with --data-dir"
+                "choose another folder (--data-dir of dev, --keep of demo)"
             )
         (self.folder / "postgresql.location").write_text(f"{elsewhere}\n")
         return elsewhere / "postgresql"
@@ -245,7 +245,7 @@ class EmbeddedPostgres:
         if version.split(".")[0] != made_by:
             raise DevServerError(
                 f"the data in {self.data} was made by PostgreSQL {made_by}, and {binaries} is PostgreSQL {version}: "
-                "install that version or choose another folder with --data-dir"
+                "install that version or choose another folder (--data-dir of dev, --keep of demo)"
             )
 
     def _lock_folder(self) -> None:
@@ -257,7 +257,8 @@ class EmbeddedPostgres:
             owner = os.read(lock, 32).decode().strip()
             os.close(lock)
             raise DevServerError(
-                f"{self.folder} is in use by process {owner}: stop that one, or choose another folder with --data-dir"
+                f"{self.folder} is in use by process {owner}: stop that one, or choose another folder (--data-dir of"
+                " dev, --keep of demo)"
             ) from None
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())

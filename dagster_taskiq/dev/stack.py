@@ -71,6 +71,7 @@ class Stack:
 
     def start_servers(self) -> None:
         """PostgreSQL, SQS with its queue, and the Dagster home on them."""
+        self._take_folder()
         self._postgres.start()
         self.database_url = self._postgres.ensure_database("dagster")
         self._say(f"PostgreSQL    127.0.0.1:{self._postgres.port}, data in {self._postgres.data}")
@@ -79,6 +80,16 @@ class Stack:
             self._sqs.create_queue_pair(queue)
         self._say(f"SQS           {self._sqs.endpoint}, queues {QUEUE!r} and {RUN_QUEUE!r}")
         self._write_home()
+
+    def _take_folder(self) -> None:
+        """Not one with other files in it.  It holds passwords and must not get into a repository by chance."""
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "lock").exists():
+            raise DevServerError(
+                f"{self.folder} has other files in it: choose a folder that is empty or not there yet (--data-dir of"
+                " dev, --keep of demo)"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ".gitignore").write_text("*\n")
 
     def environment(self) -> dict[str, str]:
         """What a process needs to be part of the stack."""

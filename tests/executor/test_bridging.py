@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import bridging_jobs
