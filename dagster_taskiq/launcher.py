@@ -38,7 +38,7 @@ from dagster_taskiq._core import Loop, Operation, SqsClient
 from dagster_taskiq.config import Settings, executor_config_schema
 from dagster_taskiq.errors import ConfigError, DagsterTaskiqError, QueueMissingError
 from dagster_taskiq.sqs import make_client, raise_for_entry, resolve_queue_url
-from dagster_taskiq.store import StepRow, step_application_name
+from dagster_taskiq.store import RunRow, StepRow, step_application_name
 from dagster_taskiq.stores import open_stores
 
 log = logging.getLogger(__name__)
@@ -178,10 +178,11 @@ class TaskIQRunLauncher(DefaultRunLauncher):
     # ---- terminating ------------------------------------------------------------------------------------------------
 
     def terminate(self, run_id: str) -> bool:
-        """Stop the run: its run worker gets SIGTERM from its worker, and one that has not started never will.  False
-        when there is nothing to stop."""
+        """Stop the run: its run worker gets SIGTERM from its worker, and one that has not started never will.  A
+        process that nobody launched (`dagster job execute`) is told by the run's row.  False when there is nothing to
+        stop."""
         run = self._instance.get_run_by_id(run_id) if self.has_instance else None
-        if run is None or run.is_finished or self._newest(run_id) is None:
+        if run is None or run.is_finished or (self._newest(run_id) is None and self._unlaunched(run_id) is None):
             return False
         if run.status is not DagsterRunStatus.CANCELING:
             self._instance.report_run_canceling(run)
@@ -192,6 +193,8 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         newest = self._newest(run_id)
         if newest is not None and newest.state == "claimed":
             self._wait_until_stopped(newest)
+            return True
+        if newest is None and (own := self._unlaunched(run_id)) is not None and own.lease_left > 0:
             return True
         # Its run worker may have come to its end since the run was read.
         run = self._instance.get_run_by_id(run_id)
@@ -222,7 +225,14 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         everything else for a dead run worker."""
         newest = self._newest(run.run_id)
         if newest is None:
-            raise DagsterTaskiqError(f"run {run.run_id} was not launched by {type(self).__name__}")
+            own = self._unlaunched(run.run_id)
+            if own is None:
+                raise DagsterTaskiqError(f"run {run.run_id} was not launched by {type(self).__name__}")
+            alive = own.lease_left > 0
+            said = f"Process {own.coordinator} executes it, which was not launched"
+            return _dagster.run_worker_health(
+                "RUNNING" if alive else "FAILED", f"{said}." if alive else f"{said} and is gone.", own.coordinator
+            )
         status = {"queued": "RUNNING", "claimed": "RUNNING", "succeeded": "SUCCESS"}.get(newest.state, "FAILED")
         return _dagster.run_worker_health(status, _story(newest), str(newest.attempt))
 
@@ -239,6 +249,10 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         store.renew_run(row.run_id, row.generation, LAUNCH_LEASE).result(TIMEOUT)
         store.sweep_lost(row.run_id, row.generation).result(TIMEOUT)
         return max(store.steps(row.run_id).result(TIMEOUT), key=lambda step: step.attempt, default=None)
+
+    def _unlaunched(self, run_id: str) -> RunRow | None:
+        """What the executor has noted of a run, whoever started its process."""
+        return self._connected().store.get_run(run_id).result(TIMEOUT)
 
     def _connected(self) -> _Post:
         with self._lock:

@@ -253,6 +253,32 @@ def test_a_run_that_is_terminated_in_the_queue_never_starts(launching: Launching
     assert launching.bench.status(run) == DagsterRunStatus.CANCELED.value
 
 
+def test_a_run_that_was_not_launched_can_be_terminated(launching: Launching) -> None:
+    """As that of `dagster job execute`."""
+    launching.worker()
+    bench = replace(launching.bench, location="")
+    run = bench.create("waiting")
+    process = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    assert launching.health(run) == "RUNNING"
+    assert launching.launcher.terminate(run.run_id)
+    process.wait()
+    assert bench.status(run) == DagsterRunStatus.CANCELED.value, process.output
+
+
+def test_a_run_whose_process_was_not_launched_and_is_dead(launching: Launching) -> None:
+    launching.worker()
+    bench = replace(launching.bench, location="")
+    run = bench.create("waiting")
+    process = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    process.kill()
+    services.wait_for(lambda: launching.health(run) == "FAILED", "the end of its lease", deadline=60)
+    assert launching.launcher.terminate(run.run_id)
+    assert bench.status(run) == DagsterRunStatus.CANCELED.value
+    services.wait_for(lambda: bench.rows(run.run_id) == [("waits", 1, "cancelled")], "the end of its step")
+
+
 def test_a_missing_queue_is_named_with_the_command_that_makes_it(launching: Launching) -> None:
     run = launching.bench.create("single")
     launching.bench.instance.add_run_tags(run.run_id, {RUN_QUEUE_TAG: "not-there"})
