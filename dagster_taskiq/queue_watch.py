@@ -48,7 +48,7 @@ class QueueWatch:
         """Well before a limit of service, which counts from the first look that finds nobody."""
         settings = self._run.settings
         limits = [limit for limit in (settings.no_worker_warning, settings.no_worker_timeout) if limit is not None]
-        return min(settings.backoff_base, *(limit / 4 for limit in limits))
+        return min([settings.backoff_base, *(limit / 4 for limit in limits)])
 
     def _look_at_queue(self, queue: Queue) -> None:
         """Whether anybody serves the queue, and whether messages are missing from it."""

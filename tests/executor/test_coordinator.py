@@ -400,6 +400,15 @@ def test_a_gap_between_workers_is_no_queue_that_nobody_serves(
         wait_until(lambda: any(notice.attempts for notice in unserved), "the step's end")
 
 
+def test_nobody_need_care_whether_a_queue_is_served(make: Make, queue: services.Queue) -> None:
+    settings = replace(impatient(queue), no_worker_warning=None, no_worker_timeout=None)
+    with SqsProxy(queue.endpoint) as proxy:
+        coordinator = make(endpoint=proxy.endpoint, settings=settings)
+        coordinator.begin()
+        coordinator.submit([("step", 1, queue.name)])
+        services.wait_for(lambda: coordinator.poll() or proxy.counts()["GetQueueAttributes"], "a look")
+
+
 # ---- messages that vanish --------------------------------------------------------------------------------------------
 
 
