@@ -77,8 +77,7 @@ class Queue:
     countable: bool = True
     looking: bool = False
     missing_since: float | None = None
-    """Since when SQS has said that it does not exist; of one that is looked up by name, infinitely long ago until SQS
-    has once said that it does."""
+    """Since when SQS has said that it does not exist; infinitely long ago until SQS has once said that it does."""
     unsent: list[list[tuple[Key, bytes]]] = field(default_factory=list)
     """What waits for the URL."""
 
@@ -304,8 +303,7 @@ class Sender:
         if queue is None:
             given = self._run.settings.queue_url if name == self._run.settings.queue else None
             base = self._run.settings.backoff_base
-            missing_since = float("-inf") if given is None else None
-            queue = Queue(name, given, time.monotonic() + base, base, missing_since=missing_since)
+            queue = Queue(name, given, time.monotonic() + base, base, missing_since=float("-inf"))
             self._queues[name] = queue
             if given is None:
                 self._look_up(queue)

@@ -302,25 +302,6 @@ def test_a_queue_that_does_not_exist(make: Make) -> None:
 GONE = 400, b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "gone"}'
 
 
-def test_a_queue_that_is_given_by_url_may_come_back(make: Make, queue: services.Queue) -> None:
-    """It is the run's first message, so SQS has said nothing of the queue before."""
-    refused = threading.Event()
-
-    def refuse_once(action: str, body: bytes) -> tuple[int, bytes] | None:
-        if action != "SendMessageBatch" or refused.is_set():
-            return None
-        refused.set()
-        return GONE
-
-    with SqsProxy(queue.endpoint, refuse_once) as proxy:
-        url = queue.url.replace(queue.endpoint, proxy.endpoint)
-        coordinator = make(endpoint=proxy.endpoint, settings=replace(impatient(queue), queue_url=url))
-        coordinator.begin()
-        coordinator.submit([("step", 1, queue.name)])
-        services.wait_for(lambda: coordinator.poll() or queue.counts()[0], "the message")
-    assert refused.is_set()
-
-
 def test_a_queue_whose_messages_can_be_counted_is_there(make: Make, queue: services.Queue) -> None:
     """Nothing is sent meanwhile, that would show it; so a later absence is a new one."""
     away = threading.Event()
