@@ -66,7 +66,8 @@ def _without_choice_of_failure(observed: Observed) -> Observed:
 
 def _without_error_of_the_run(observed: Observed) -> Observed:
     """Where a step failed outside of user code, take the error out of the run's failure."""
-    if any("STEP_FAILURE source=FRAMEWORK_ERROR" in line for lines in observed.values() for line in lines):
+    outside = re.compile("STEP_FAILURE source=(FRAMEWORK_ERROR|INTERRUPT)")
+    if any(outside.search(line) for lines in observed.values() for line in lines):
         return _replacing(r"^PIPELINE_FAILURE error=.*", "PIPELINE_FAILURE error=<of the step>")(observed)
     return observed
 
@@ -115,7 +116,7 @@ RULES = (
         "order-of-hooks",
         BOTH,
         "the hooks of an op are a set: it is chance which comes first",
-        _last("HOOK_SKIPPED"),
+        _last("HOOK_"),
     ),
     Rule(
         "death-of-a-process",
@@ -131,7 +132,8 @@ RULES = (
         (MULTIPROCESS,),
         "steps run by `dagster api execute_step`, as under Dagster's executors for containers: it adds an engine event",
         _dropping(
-            "ENGINE_EVENT message=An exception was thrown during step execution that is likely a framework error"
+            "ENGINE_EVENT message=(An exception was thrown during step execution that is likely a framework error"
+            "|Step execution terminated by interrupt)"
         ),
     ),
     Rule(

@@ -201,6 +201,26 @@ def failures_os_exit_with_policy() -> None:
     exits_hard_twice()
 
 
+@op
+def exits_well() -> int:
+    os._exit(0)
+
+
+@job
+def failures_os_exit_0() -> None:
+    plus_one(exits_well())
+
+
+@op
+def is_interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+@job
+def failures_interrupted() -> None:
+    plus_one(is_interrupted())
+
+
 @job
 def failures_after_an_output() -> None:
     early, late = fails_after_an_output()
@@ -265,6 +285,8 @@ CASES = [
     Case("failures_os_exit", success=False, not_in_process=KILLS_TEST),
     Case("failures_killed", success=False, not_in_process=KILLS_TEST),
     Case("failures_os_exit_with_policy", success=False, not_in_process=KILLS_TEST),
+    Case("failures_os_exit_0", success=False, not_in_process=KILLS_TEST),
+    Case("failures_interrupted", success=False, not_in_process=KILLS_TEST),
     Case("failures_after_an_output", success=False),
     Case("failures_output_missing", success=False),
     Case("failures_output_unknown", success=False),

@@ -67,6 +67,11 @@ def hooks_failing() -> None:
     good()
 
 
+@job(hooks={says_success, fails_on_success})
+def hooks_that_all_act() -> None:
+    good()
+
+
 @job
 def hooks_of_one_op() -> None:
     good.alias("one").with_hooks({says_success})()
@@ -83,6 +88,7 @@ CASES = [
     Case("hooks_failure", success=False),
     Case("hooks_after_retries", success=False),
     Case("hooks_failing"),
+    Case("hooks_that_all_act"),
     Case("hooks_of_one_op"),
     Case("hooks_resource", success=False),
 ]
