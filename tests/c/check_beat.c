@@ -149,7 +149,7 @@ START_TEST(a_beat_renews_the_lease_and_moves_the_deadline)
 }
 END_TEST
 
-/* Runs where such a locale is installed; the process is Check's own fork. */
+/* Runs where such a locale is installed. */
 START_TEST(a_locale_with_a_comma_shortens_no_lease)
 {
     char first_run[64], value[256];
