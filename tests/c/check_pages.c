@@ -142,13 +142,17 @@ START_TEST(memory_in_huge_pages_is_as_it_was)
     size_t collapsed = 0;
     unsigned char *large = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ck_assert_ptr_ne(large, MAP_FAILED);
-    for (size_t i = 0; i < size; i++)
-        large[i] = (unsigned char)(i * 31 >> 7);
+    for (size_t i = 0; i < size; i += page)
+        memset(large + i, (int)(i / page % 251), page);
     enum dtq_code code = dtq_pages_collapse((size_t)64 << 20, &collapsed, &err);
     ck_assert(code == DTQ_OK || code == DTQ_UNSUPPORTED);
     ck_assert_uint_le(collapsed, (size_t)64 << 20);
-    for (size_t i = 0; i < size; i++)
-        ck_assert_uint_eq(large[i], (unsigned char)(i * 31 >> 7));
+    unsigned char expected[65536];
+    ck_assert_uint_le(page, sizeof expected);
+    for (size_t i = 0; i < size; i += page) {
+        memset(expected, (int)(i / page % 251), page);
+        ck_assert_mem_eq(large + i, expected, page);
+    }
     munmap(large, size);
 }
 END_TEST
