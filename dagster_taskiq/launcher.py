@@ -330,8 +330,9 @@ class _Post:
             return resolve_queue_url(self._sqs, queue).result(TIMEOUT)
         except QueueMissingError as error:
             raise ConfigError(
-                f"there is no queue {queue!r} for runs in this region and account; make it with: dagster-taskiq queue"
-                f" create {queue}"
+                f"there is no queue {queue!r} for runs in region and account of these settings ({error}). Make it with"
+                f" `dagster-taskiq queue create {queue}`, or correct run_queue, region (AWS_REGION) and endpoint_url"
+                " (AWS_ENDPOINT_URL_SQS)."
             ) from error
 
     def _deliver(self, letter: _Letter) -> str:

@@ -580,7 +580,7 @@ class RunOrchestration:
             allowed = self._settings_of(context.step).worker_loss_retries
             if losses <= allowed:
                 return _dagster.step_lost_event(context, f"{lost} The step runs again.")
-            again = f" It has been lost {losses} times; worker_loss_retries is {allowed}."
+            again = f" It has been lost {losses} time{'s' * (losses > 1)}; worker_loss_retries is {allowed}."
             return _dagster.step_failure_event(context, _dagster.error_info(lost + again, _dagster.LOST_ERROR))
         if self._stopping or outcome.state == "cancelled":
             why = f'Step "{step_key}" was stopped because the run is ending ({outcome.reason or outcome.state}).'

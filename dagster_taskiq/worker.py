@@ -272,15 +272,18 @@ class SQSTaskIQWorker:
                 await self.broker.queue_url(queue)
             except QueueMissingError as error:
                 raise ConfigError(
-                    f"there is no queue {queue!r} in this region and account; make it with:"
-                    f" dagster-taskiq queue create {queue}"
+                    f"there is no queue {queue!r} in region and account of these settings ({error}). Make it with"
+                    f" `dagster-taskiq queue create {queue}`, or correct queue, region (AWS_REGION) and endpoint_url"
+                    " (AWS_ENDPOINT_URL_SQS)."
                 ) from error
             except CoreError as error:
-                logger.warning("SQS does not answer yet: %s", error, extra=fields(queue=queue))
+                logger.warning(
+                    "SQS does not answer yet (endpoint_url, AWS_ENDPOINT_URL_SQS): %s", error, extra=fields(queue=queue)
+                )
 
     async def _drain(self) -> None:
         logger.info(
-            "draining: %d steps are running",
+            "draining; running steps: %d",
             sum(attempt.started for attempt in self._attempts.values()),
             extra=fields(worker=self.identity),
         )

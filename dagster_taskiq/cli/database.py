@@ -117,5 +117,5 @@ def check(config_yaml: Path | None, database_url: str | None) -> None:
 
     settings = load_settings(config_yaml, database_url=database_url)
     with open_store(resolve_database_url(settings)) as store:
-        migrations.check(store, timeout=STATEMENT_TIMEOUT)
+        migrations.check(store)
     click.echo("The tables are those of this release.")

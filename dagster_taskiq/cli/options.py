@@ -19,6 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 STATEMENT_TIMEOUT = 30.0
 """Seconds that a command waits for the database or for SQS."""
 
+ANSWER_TIMEOUT = 10.0
+"""Seconds after which a command says why the database does not answer."""
+
 
 def config_option(command: F) -> F:
     """``--config-yaml``."""
@@ -107,17 +110,22 @@ def _in_short(error: BaseException) -> str:
 def open_store(url: str) -> Iterator[IdempotencyStore]:
     """A store on a loop of its own.  Where its tables are missing, the error says which command makes them."""
     from dagster_taskiq import _core, migrations
-    from dagster_taskiq.errors import StoreSchemaError
+    from dagster_taskiq.errors import ConfigError, StoreConnectionError, StoreSchemaError
     from dagster_taskiq.store import IdempotencyStore
 
     loop = _core.Loop()
     try:
-        store = IdempotencyStore(loop, url, application_name="dagster-taskiq-cli")
+        store = IdempotencyStore(loop, url, application_name="dagster-taskiq-cli", operation_timeout=ANSWER_TIMEOUT)
         try:
             yield store
         except StoreSchemaError:
-            migrations.check(store, timeout=STATEMENT_TIMEOUT)
+            migrations.check(store)
             raise
+        except StoreConnectionError as error:
+            raise ConfigError(
+                f"{error}\nThe database is that of --database-url, else DAGSTER_TASKIQ_DATABASE_URL, else that of the"
+                " Dagster instance in DAGSTER_HOME."
+            ) from error
     finally:
         loop.close()
 
