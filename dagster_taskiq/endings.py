@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -71,6 +72,9 @@ def _sentence(what: str, error: Mapping[str, Any], killed: OomKills) -> str:
     if error["exit_code"] == 0:
         return f"{who} ended with exit code 0 and without an event that says how the step ended."
     raised = f" It raised {error['raised']} (the worker's log has the traceback)." if error["raised"] else ""
+    if raised and error["raised"].startswith(("FileNotFoundError", "ModuleNotFoundError")):
+        # As of the code location itself, where `dagster job execute -f` was run in another folder.
+        raised += f" Its working directory is the worker's, {os.getcwd()}."
     return f"{who} ended with exit code {error['exit_code']}.{memory}{raised}"
 
 

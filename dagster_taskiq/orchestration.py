@@ -228,16 +228,25 @@ class RunOrchestration:
             f" {row.generation}).",
             {"queue": self._settings.queue, "coordinator_generation": row.generation, "pid": str(os.getpid())},
         )
-        if self._celery_tags:
-            names = ", ".join(f"{theirs} ({ours})" for theirs, ours in sorted(self._celery_tags.items()))
-            yield _dagster.engine_event(
-                self._context, f"Tags of dagster-celery are honoured; their names here are in brackets: {names}."
-            )
+        yield from self._about_tags()
         self._start_plan(stack)
         if row.previous_generation is not None:
             yield from self._take_over(row.previous_generation, row.unfenced)
         self._limits[:] = [dict(limit) for limit in self._settings.tag_concurrency_limits]
         yield from self._drive(settle)
+
+    def _about_tags(self) -> Iterator[DagsterEvent]:
+        """Those that the user may want to correct."""
+        if self._celery_tags:
+            names = ", ".join(f"{theirs} ({ours})" for theirs, ours in sorted(self._celery_tags.items()))
+            yield _dagster.engine_event(
+                self._context, f"Tags of dagster-celery are honoured; their names here are in brackets: {names}."
+            )
+        if unknown := tags.unknown_tags(self._run.tags, [step.tags for step in self._plan.steps]):
+            names = ", ".join(
+                tag + (f" (is {meant} meant?)" if meant else "") for tag, meant in sorted(unknown.items())
+            )
+            yield _dagster.engine_event(self._context, f"These tags are not known and change nothing: {names}.")
 
     def _leave_after_outage(self, error: Exception) -> None:
         """Dagster's database went away under an event, which may or may not be in the log: to write it again could

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -52,6 +53,16 @@ CELERY_TAGS: Final[Mapping[str, str]] = {
     RUN_PRIORITY_TAG: "dagster-celery/run_priority",
 }
 """Ours -> dagster-celery's name, which counts where ours is absent."""
+
+
+PREFIX: Final = "dagster-taskiq/"
+
+KNOWN: Final = frozenset(
+    {
+        *(QUEUE_TAG, GROUP_TAG, PRIORITY_TAG, RUN_PRIORITY_TAG, RUN_QUEUE_TAG, TASK_ID_TAG),
+        *(TIME_LIMIT_TAG, MEMORY_LIMIT_TAG, LEASE_TAG, VISIBILITY_TAG, LOSSES_TAG),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,12 @@ def celery_tags_in_use(run_tags: Mapping[str, str], steps: Iterable[Mapping[str,
     for step_tags in steps:
         used |= {QUEUE_TAG, PRIORITY_TAG} & {ours for ours, theirs in CELERY_TAGS.items() if theirs in step_tags}
     return {CELERY_TAGS[ours]: ours for ours in used}
+
+
+def unknown_tags(run_tags: Mapping[str, str], steps: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Tags with our prefix that nothing looks at, as misspelt ones -> the name that may be meant, or ""."""
+    used = {tag for tags in (run_tags, *steps) for tag in tags if tag.startswith(PREFIX)}
+    return {tag: next(iter(difflib.get_close_matches(tag, KNOWN, n=1)), "") for tag in used - KNOWN}
 
 
 def _get(tags: Mapping[str, str], tag: str) -> str | None:

@@ -163,6 +163,15 @@ def test_a_process_that_dies_after_the_success_has_succeeded(bench: Bench) -> No
     )
 
 
+def test_a_misspelt_tag_is_told(bench: Bench) -> None:
+    bench.worker()
+    run = bench.create("single", tags={"dagster-taskiq/prioirty": "3", "dagster-taskiq/run_priority": "1"})
+    bench.run_worker(run).wait()
+    (told,) = [text for text in bench.messages(run.run_id) if "change nothing" in text]
+    assert "dagster-taskiq/prioirty (is dagster-taskiq/priority meant?)" in told
+    assert "run_priority" not in told
+
+
 def test_settings_that_do_not_fit_together_fail_the_run(bench: Bench) -> None:
     run = bench.create("single", heartbeat_interval=60)
     run_worker = bench.run_worker(run)
