@@ -279,6 +279,21 @@ def test_a_run_whose_process_was_not_launched_and_is_dead(launching: Launching) 
     services.wait_for(lambda: bench.rows(run.run_id) == [("waits", 1, "cancelled")], "the end of its step")
 
 
+def test_a_run_whose_process_was_not_launched_and_is_dead_is_resumed(launching: Launching) -> None:
+    bench = replace(launching.bench, location="")
+    bench.processes.start_worker([launching.runs.name], 1)
+    bench.worker()
+    run = bench.create("waiting")
+    process = bench.run_worker(run)
+    bench.wait_for_notes("waits")
+    process.kill()
+    launching.daemon()
+    launching.wait_for_run_worker(run, 1, "claimed")
+    bench.let_go()
+    launching.wait_for_status(run, DagsterRunStatus.SUCCESS)
+    assert bench.rows(run.run_id) == [("plus_one", 1, "succeeded"), ("waits", 1, "succeeded")]
+
+
 def test_a_missing_queue_is_named_with_the_command_that_makes_it(launching: Launching) -> None:
     run = launching.bench.create("single")
     launching.bench.instance.add_run_tags(run.run_id, {RUN_QUEUE_TAG: "not-there"})
