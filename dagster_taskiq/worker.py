@@ -509,9 +509,10 @@ class SQSTaskIQWorker:
         does, the queue's redrive policy ends it."""
         pause = OTHERS_TURNS[min(delivery.receive_count, len(OTHERS_TURNS)) - 1]
         self._left_to_others.add(delivery.queue)
-        detail = f"this worker runs no steps of code location {code_location!r} (code_locations)"
+        meaning = "" if code_location else ", which is that of runs that were not launched through one"
+        detail = f"this worker runs no steps of code location {code_location!r}{meaning} (code_locations)"
         logger.warning(
-            "%s: hiding this delivery for %d s",
+            "%s: left to other workers, for %d s",
             detail,
             pause,
             extra=fields(message_id=delivery.message_id, deliveries=delivery.receive_count, queue=delivery.queue),
