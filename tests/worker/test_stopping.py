@@ -123,7 +123,7 @@ def test_drain_lets_a_step_end(stage: Any, start_worker: Any, number: signal.Sig
     stage.wait_for_note("start", "slow")
     stage.send("quick")
     worker.send(number)
-    worker.wait_for_log("draining: 1 ")
+    worker.wait_for_log("draining; running steps: 1")
     stage.release()
     stage.wait_for_state("slow", "succeeded")
     assert worker.wait() == 0
@@ -153,7 +153,7 @@ def test_a_second_signal_does_not_wait(stage: Any, start_worker: Any) -> None:
     stage.wait_for_note("start", "slow")
     family = services.descendants(worker.pid)
     worker.send(signal.SIGTERM)
-    worker.wait_for_log("draining: 1 ")
+    worker.wait_for_log("draining; running steps: 1")
     worker.send(signal.SIGTERM)
     stage.wait_for_state("slow", "lost")
     worker.wait(30)
