@@ -1,5 +1,7 @@
 #include "raise.h"
 
+#include "convert.h"
+
 /* Look the classes up: dagster_taskiq.errors first, builtins for the names that it does not define.  Keys are the
  * numbers. */
 static PyObject *load_classes(void)
@@ -66,9 +68,7 @@ static int set_attribute(PyObject *exception, const char *name, PyObject *value)
 
 static PyObject *word_or_none(const char *text)
 {
-    if (!text[0])
-        Py_RETURN_NONE;
-    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+    return message_or_none(text[0] ? text : NULL);
 }
 
 static PyObject *number_or_none(int number)

@@ -177,38 +177,43 @@ size_t dtq_pages_populate(const struct dtq_page_range *ranges, size_t count)
 
 #ifdef MADV_COLLAPSE
 struct collapse {
-    int map;       /* /proc/self/pagemap */
-    uint64_t page; /* bytes */
     uint64_t huge; /* bytes of a huge page */
     size_t max;
     size_t done;
 };
 
-/* Whether half of a huge page's pages are in memory.  The others would be: zeroes that nobody has asked for. */
-static bool is_in_use(const struct collapse *work, uint64_t address)
+/* Whether half of a huge page's memory is present.  The rest would be: zeroes that nobody has asked for. */
+static enum dtq_code look_whether_in_use(struct dtq_page_range huge, bool *in_use, struct dtq_error *err)
 {
-    uint64_t entries[ENTRIES];
-    uint64_t count = work->huge / work->page, present = 0;
-    if (count > ENTRIES || pread(work->map, entries, (size_t)count * sizeof *entries,
-                                 (off_t)(address / work->page * sizeof *entries)) != (ssize_t)(count * sizeof *entries))
-        return false;
-    for (uint64_t i = 0; i < count; i++)
-        present += (entries[i] & PRESENT) != 0;
-    return present >= count / 2;
+    struct dtq_buf list;
+    struct dtq_page_range range;
+    uint64_t present = 0;
+    dtq_buf_init(&list, (size_t)(huge.end - huge.begin));
+    enum dtq_code code = dtq_pages_present(&huge, 1, &list, err);
+    for (size_t at = 0; at < list.length; at += sizeof range) {
+        memcpy(&range, list.data + at, sizeof range);
+        present += range.end - range.begin;
+    }
+    dtq_buf_clean_up(&list);
+    *in_use = present >= (huge.end - huge.begin) / 2;
+    return code;
 }
 
 static enum dtq_code collapse_mapping(void *context, const struct mapping *mapping, struct dtq_error *err)
 {
     struct collapse *work = context;
-    (void)err;
     /* What is larger in one piece is reserved, not in use. */
     if (mapping->of_file || mapping->range.end - mapping->range.begin > work->max)
         return DTQ_OK;
     uint64_t address = (mapping->range.begin + work->huge - 1) / work->huge * work->huge;
     for (; address + work->huge <= mapping->range.end && work->done + work->huge <= work->max; address += work->huge) {
+        bool in_use = false;
+        enum dtq_code code =
+            look_whether_in_use((struct dtq_page_range){address, address + work->huge}, &in_use, err);
+        if (code)
+            return code;
         /* An address of the kernel's own list. */
-        if (is_in_use(work, address) &&
-            madvise((void *)(uintptr_t)address, (size_t)work->huge, MADV_COLLAPSE) == 0) /* NOLINT */
+        if (in_use && madvise((void *)(uintptr_t)address, (size_t)work->huge, MADV_COLLAPSE) == 0) /* NOLINT */
             work->done += work->huge;
     }
     return DTQ_OK;
@@ -232,13 +237,9 @@ enum dtq_code dtq_pages_collapse(size_t max, size_t *collapsed, struct dtq_error
 {
     *collapsed = 0;
 #ifdef MADV_COLLAPSE
-    struct collapse work = {.page = (uint64_t)sysconf(_SC_PAGESIZE), .huge = huge_page_size(), .max = max};
+    struct collapse work = {.huge = huge_page_size(), .max = max};
     if (work.huge != 0) {
-        work.map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-        if (work.map < 0)
-            return dtq_error_set_errno(err, errno, "cannot open /proc/self/pagemap");
         enum dtq_code code = visit_private_memory(collapse_mapping, &work, err);
-        close(work.map);
         *collapsed = work.done;
         return code;
     }
