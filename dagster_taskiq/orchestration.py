@@ -176,7 +176,6 @@ class RunOrchestration:
             self._stored,
         )
         self._step_retry_mode = _dagster.retry_mode_name(executor.retries.for_inner_plan())
-        self._celery_tags: dict[str, str] = {}
         self._step_settings: dict[str, tags.StepSettings] = {}
         self._untold: list[tuple[Any, Ended, DagsterEvent]] = []
         self._more_ready = False
@@ -212,7 +211,6 @@ class RunOrchestration:
         """Of all steps, before the first one starts.  Raises ``ConfigError``."""
         for step in self._plan.steps:
             self._settings_of(step)
-        self._celery_tags = tags.celery_tags_in_use(self._run.tags, [step.tags for step in self._plan.steps])
 
     def _settings_of(self, step: Any) -> tags.StepSettings:
         known = self._step_settings.get(step.key)
@@ -237,12 +235,13 @@ class RunOrchestration:
 
     def _about_tags(self) -> Iterator[DagsterEvent]:
         """Those that the user may want to correct."""
-        if self._celery_tags:
-            names = ", ".join(f"{theirs} ({ours})" for theirs, ours in sorted(self._celery_tags.items()))
+        of_steps = [step.tags for step in self._plan.steps]
+        if celery := tags.celery_tags_in_use(self._run.tags, of_steps):
+            names = ", ".join(f"{theirs} ({ours})" for theirs, ours in sorted(celery.items()))
             yield _dagster.engine_event(
                 self._context, f"Tags of dagster-celery are honoured; their names here are in brackets: {names}."
             )
-        if unknown := tags.unknown_tags(self._run.tags, [step.tags for step in self._plan.steps]):
+        if unknown := tags.unknown_tags(self._run.tags, of_steps):
             names = ", ".join(
                 tag + (f" (is {meant} meant?)" if meant else "") for tag, meant in sorted(unknown.items())
             )
@@ -562,7 +561,7 @@ class RunOrchestration:
     def _ended_elsewhere(self) -> DagsterRunStatus | None:
         """How somebody has ended the run, as by "force termination" in Dagster's UI; None: nobody has.  Dagster runs no
         step of such a run, and no event of ours may follow that changes how it ended."""
-        status = self._instance.get_run_by_id(self._run.run_id).status
+        status = self._read(lambda: self._instance.get_run_by_id(self._run.run_id)).status
         return None if status is DagsterRunStatus.STARTED else status
 
     def _tell(self) -> Iterator[DagsterEvent]:
