@@ -182,7 +182,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         process that nobody launched (`dagster job execute`) is told by the run's row.  False when there is nothing to
         stop."""
         run = self._instance.get_run_by_id(run_id) if self.has_instance else None
-        if run is None or run.is_finished or (self._newest(run_id) is None and self._unlaunched(run_id) is None):
+        if run is None or run.is_finished or (self._newest(run_id) is None and self._executed(run_id) is None):
             return False
         if run.status is not DagsterRunStatus.CANCELING:
             self._instance.report_run_canceling(run)
@@ -194,7 +194,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         if newest is not None and newest.state == "claimed":
             self._wait_until_stopped(newest)
             return True
-        if newest is None and (own := self._unlaunched(run_id)) is not None and own.lease_left > 0:
+        if newest is None and (own := self._executed(run_id)) is not None and own.lease_left > 0:
             return True
         # Its run worker may have come to its end since the run was read.
         run = self._instance.get_run_by_id(run_id)
@@ -225,7 +225,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         everything else for a dead run worker."""
         newest = self._newest(run.run_id)
         if newest is None:
-            own = self._unlaunched(run.run_id)
+            own = self._executed(run.run_id)
             if own is None:
                 raise DagsterTaskiqError(f"run {run.run_id} was not launched by {type(self).__name__}")
             alive = own.lease_left > 0
@@ -250,7 +250,7 @@ class TaskIQRunLauncher(DefaultRunLauncher):
         store.sweep_lost(row.run_id, row.generation).result(TIMEOUT)
         return max(store.steps(row.run_id).result(TIMEOUT), key=lambda step: step.attempt, default=None)
 
-    def _unlaunched(self, run_id: str) -> RunRow | None:
+    def _executed(self, run_id: str) -> RunRow | None:
         """What the executor has noted of a run, whoever started its process."""
         return self._connected().store.get_run(run_id).result(TIMEOUT)
 

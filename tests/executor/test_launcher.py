@@ -54,6 +54,13 @@ class Launching:
         self.launcher.launch_run(self.context(run))
         return run
 
+    def execute(self, name: str) -> tuple[DagsterRun, services.ProcessHandle]:
+        """A run and its process, which nobody launched, as that of `dagster job execute`; its first step waits."""
+        run = replace(self.bench, location="").create(name)
+        process = self.bench.run_worker(run)
+        self.bench.wait_for_notes("waits")
+        return run, process
+
     def resume(self, run: DagsterRun) -> None:
         self.launcher.resume_run(self.context(run))
 
@@ -254,24 +261,18 @@ def test_a_run_that_is_terminated_in_the_queue_never_starts(launching: Launching
 
 
 def test_a_run_that_was_not_launched_can_be_terminated(launching: Launching) -> None:
-    """As that of `dagster job execute`."""
     launching.worker()
-    bench = replace(launching.bench, location="")
-    run = bench.create("waiting")
-    process = bench.run_worker(run)
-    bench.wait_for_notes("waits")
+    run, process = launching.execute("waiting")
     assert launching.health(run) == "RUNNING"
     assert launching.launcher.terminate(run.run_id)
     process.wait()
-    assert bench.status(run) == DagsterRunStatus.CANCELED.value, process.output
+    assert launching.bench.status(run) == DagsterRunStatus.CANCELED.value, process.output
 
 
 def test_a_run_whose_process_was_not_launched_and_is_dead(launching: Launching) -> None:
+    bench = launching.bench
     launching.worker()
-    bench = replace(launching.bench, location="")
-    run = bench.create("waiting")
-    process = bench.run_worker(run)
-    bench.wait_for_notes("waits")
+    run, process = launching.execute("waiting")
     process.kill()
     services.wait_for(lambda: launching.health(run) == "FAILED", "the end of its lease", deadline=60)
     assert launching.launcher.terminate(run.run_id)
@@ -280,12 +281,10 @@ def test_a_run_whose_process_was_not_launched_and_is_dead(launching: Launching) 
 
 
 def test_a_run_whose_process_was_not_launched_and_is_dead_is_resumed(launching: Launching) -> None:
-    bench = replace(launching.bench, location="")
+    bench = launching.bench
     bench.processes.start_worker([launching.runs.name], 1)
     bench.worker()
-    run = bench.create("waiting")
-    process = bench.run_worker(run)
-    bench.wait_for_notes("waits")
+    run, process = launching.execute("waiting")
     process.kill()
     launching.daemon()
     launching.wait_for_run_worker(run, 1, "claimed")
